@@ -1,0 +1,1 @@
+"""fedcl: federated continual learning."""

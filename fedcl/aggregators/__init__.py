@@ -1,0 +1,1 @@
+"""Rules by which the server merges the clients' trunks, one file each."""

@@ -1,0 +1,288 @@
+"""What a hospital does with a Job: train, consolidate, evaluate. The only local training loop.
+
+It knows nothing of Flower. All that it remembers between jobs is in the client store, by version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fedcl import augment, evaluate, infer, rng
+from fedcl.config import Config
+from fedcl.contracts import Batch, Context, Job, Memory, Params, Task, Update
+from fedcl.federation import Federation
+from fedcl.methods import Combination
+from fedcl.models import dynamic_net
+from fedcl.models._layers import draw_from
+from fedcl.optimizers import build as build_optimizer
+from fedcl.optimizers import recall, remember
+from fedcl.store import Store
+
+Part = tuple[Task, Batch]
+
+
+class Client:
+    """A worker that acts for any client of a process: it keeps one net and loads what a Job brings.
+
+    Args:
+        config: the experiment.
+        federation: who holds what; only the named client's samples are touched.
+        method: the continual-learning method.
+        store: the clients' memories.
+    """
+
+    def __init__(self, config: Config, federation: Federation, method: Combination, store: Store) -> None:
+        self.config = config
+        self.federation = federation
+        self.method = method
+        self.store = store
+        self.device = torch.device(config.run.device)
+        self.tasks = {task.id: task for task in federation.tasks}
+        self.net = dynamic_net.build(config.model, federation.shape, len(federation.classes)).to(self.device)
+        self._augment = augment.build(config.data.augment)
+        self._tensors: Params = {}
+        self._hooks = method.hooks()
+
+    def run(self, client: int, job: Job) -> Update:
+        """Do one Job in the name of a client."""
+        self._load(job.arrays)
+        memory = self.store.load(client, job.version)
+        start = memory
+        if job.broadcast and job.phase != "evaluate":
+            memory = self.method.receive(job.broadcast, memory)
+        if job.phase == "evaluate":
+            return self._evaluate(client, job)
+        act = self._train if job.phase == "train" else self._consolidate
+        update, memory = act(client, job, memory)
+        if memory is start:
+            return replace(update, version=job.version)
+        version = f"{job.stage}-{job.round}-{job.phase}"
+        self.store.save(client, version, memory)
+        return replace(update, version=version)
+
+    # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _train(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
+        parts = self._parts(client, job)
+        samples = sum(len(batch.y) for _, batch in parts)
+        if samples == 0:
+            return Update(client, {}, 0.0, {"loss": 0.0}), memory
+        metrics = self._validate(client, job) if "validate" in job.flags else {}
+        params = self._trained(job)
+        context = self._context(client, job, parts[0][0], "train")
+        if "begin" in job.flags:
+            memory = self.method.begin_task(context, params, memory)
+        loss, memory = self._fit(context, job, params, parts, memory)
+        metrics |= {"loss": loss, "samples": float(samples)}
+        with torch.no_grad():
+            if "local" in job.flags:
+                metrics |= self._local(client, job)
+            extras: Memory = {}
+            if "consolidate" in job.flags:
+                memory, extras = self._end(client, job, memory)
+            deltas = {name: p.detach().sub_(job.arrays[name].to(self.device)) for name, p in params.items()}
+        return Update(client, deltas, float(samples), metrics, extras), memory
+
+    def _fit(
+        self, context: Context, job: Job, params: Params, parts: list[Part], memory: Memory
+    ) -> tuple[float, Memory]:
+        """All epochs of a round: (mean loss, memory)."""
+        train, hooks, method = self.config.train, self._hooks, self.method
+        optimizer = build_optimizer(train, list(params.values()), job.lr)
+        if train.reset == "never" or (train.reset == "task" and "begin" not in job.flags):
+            recall(optimizer, params, memory)
+        self.net.train()
+        draw_from(self.net, context.generator)
+        plain = not hooks & {"loss", "penalty"}
+        per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "observe"}
+        total, steps = torch.zeros((), device=self.device), 0
+        for task, batch, first in self._batches(context.generator, parts, "begin" in job.flags):
+            if per_step:
+                context = replace(context, step=steps, task=task, forward=self._forward(task))
+            if first and "observe" in hooks:
+                memory = method.observe(context, batch, memory)
+            optimizer.zero_grad()
+            if plain:
+                loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
+            else:
+                loss = method.loss(context, params, batch, memory)
+            if "penalty" in hooks:
+                loss = loss + method.penalty(context, params, batch, memory)
+            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                if "edit_grads" in hooks:
+                    self._edit_grads(context, params, memory)
+                before = {n: p.detach().clone() for n, p in params.items()} if method.uses_before else {}
+                optimizer.step()
+                if "edit_update" in hooks:
+                    memory = self._edit_update(context, before, params, memory)
+            total += loss.detach()
+            steps += 1
+        if train.reset != "round":
+            memory = remember(optimizer, params, memory)
+        return float(total) / max(steps, 1), memory
+
+    def _edit_grads(self, context: Context, params: Params, memory: Memory) -> None:
+        grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}
+        for name, grad in self.method.edit_grads(context, params, grads, memory).items():
+            params[name].grad = grad
+
+    def _edit_update(self, context: Context, before: Params, params: Params, memory: Memory) -> Memory:
+        after = {name: p.detach() for name, p in params.items()}
+        edited, memory = self.method.edit_update(context, before, after, memory)
+        for name, value in edited.items():
+            if value is not after[name]:
+                params[name].copy_(value)
+        return memory
+
+    def _batches(
+        self, generator: torch.Generator, parts: list[Part], begin: bool
+    ) -> Iterator[tuple[Task, Batch, bool]]:
+        """(task, batch, whether each sample comes for the first time in the stage). The batch is overwritten."""
+        size = self.config.train.batch_size
+        rooms = [(torch.empty_like(b.x[:size]), torch.empty_like(b.y[:size])) for _, b in parts]
+        seeded = rng.torch_global_from(generator) if self._augment else nullcontext()
+        with seeded:
+            for epoch in range(self.config.train.epochs):
+                plan: list[tuple[int, Tensor]] = []
+                for index, (_, batch) in enumerate(parts):
+                    n = len(batch.y)
+                    order = torch.randperm(n, generator=generator) if self.config.train.shuffle else torch.arange(n)
+                    plan += [(index, chunk) for chunk in order.to(self.device).split(size)]
+                if len(parts) > 1:  # several tasks at once: their batches come mixed
+                    plan = [plan[i] for i in torch.randperm(len(plan), generator=generator)]
+                for index, chunk in plan:
+                    task, batch = parts[index]
+                    x, y = rooms[index][0][: len(chunk)], rooms[index][1][: len(chunk)]
+                    torch.index_select(batch.x, 0, chunk, out=x)
+                    torch.index_select(batch.y, 0, chunk, out=y)
+                    yield task, Batch(self._augment(x) if self._augment else x, y), begin and epoch == 0
+
+    # ── consolidate and evaluate ─────────────────────────────────────────────────────────────────────────────────
+
+    def _consolidate(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
+        memory, extras = self._end(client, job, memory)
+        samples = sum(len(batch.y) for _, batch in self._parts(client, job))
+        return Update(client, {}, float(samples), {}, extras), memory
+
+    def _end(self, client: int, job: Job, memory: Memory) -> tuple[Memory, Memory]:
+        """What the method keeps of the task, at the parameters that the net has now: (memory, what it sends)."""
+        extras: Memory = {}
+        self.net.eval()
+        for task, batch in self._parts(client, job):
+            if len(batch.y):
+                context = self._context(client, job, task, "consolidate")
+                memory = self.method.end_task(context, dict(self._parameters()), batch, memory)
+                if infer.needs_statistics(self.config.model):
+                    extras |= infer.measure(self.net, task, batch)
+        if "upload" in self._hooks:
+            extras |= self.method.upload(memory)
+        return memory, extras
+
+    def _evaluate(self, client: int, job: Job) -> Update:
+        arrays: Params = {}
+        tasks = [self.tasks[name] for name in job.tasks]
+        for hospital in self.federation.members[client]:
+            data = [(task, self._put(self.federation.batch(hospital, task.index, "test"))) for task in tasks]
+            counted = evaluate.count(
+                self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast
+            )
+            for task, (answers, scores) in counted.items():
+                arrays[f"{hospital}.{task}.answers"] = answers
+                arrays[f"{hospital}.{task}.scores"] = scores
+        return Update(client, arrays, 0.0, {}, version=job.version)
+
+    def _validate(self, client: int, job: Job) -> dict[str, float]:
+        """Accuracy of the incoming model on the validation samples of the client's tasks."""
+        parts = self._parts(client, job, "val")
+        total = sum(len(batch.y) for _, batch in parts)
+        right = sum(evaluate.accuracy(self.net, task, batch) * len(batch.y) for task, batch in parts)
+        return {"validate/accuracy": right / total, "validate/n": float(total)} if total else {}
+
+    def _local(self, client: int, job: Job) -> dict[str, float]:
+        """Accuracy of the client's own model, before the merge, on its test samples of the task."""
+        if len(self.federation.members[client]) > 1:
+            return {}
+        (task, batch), *_ = self._parts(client, job, "test")
+        if not len(batch.y):
+            return {}
+        return {"local/accuracy": evaluate.accuracy(self.net, task, batch), "local/n": float(len(batch.y))}
+
+    # ── the net and the data ─────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.no_grad()
+    def _load(self, arrays: Params) -> None:
+        """Make the net hold what a Job brings, adding the modules that it does not have yet."""
+        fresh = False
+        for name in arrays:
+            head, _, rest = name.partition(".")
+            task = rest.partition(".")[0]
+            if head == "tasks" and task in self.tasks and task not in self.net.tasks:
+                self.net.add_task(task, len(self.tasks[task].classes), self.config.model.expansion_units)
+                fresh = True
+        if fresh or not self._tensors:
+            self._tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        for name, value in arrays.items():
+            self._tensors[name].copy_(value)
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, value) for name, value in self._tensors.items() if isinstance(value, torch.nn.Parameter))
+
+    def _trained(self, job: Job) -> Params:
+        """The parameters of the Job that may move, by name; all others take no gradient."""
+        trained: Params = {}
+        for name, value in self._parameters():
+            moves = name in job.arrays and self.method.trainable(name, job.stage)
+            value.requires_grad_(moves)
+            if moves:
+                trained[name] = value
+        return trained
+
+    def _parts(self, client: int, job: Job, split: str = "train") -> list[Part]:
+        """(task, the client's samples with labels as the module's outputs) of the tasks of a Job."""
+        parts = []
+        for name in job.tasks:
+            task = self.tasks[name]
+            batch = self._put(self.federation.train_data(client, task.index, split))
+            if self.net.owner(name) == dynamic_net.SHARED:
+                choices = {"task": task.classes, "seen": job.seen, "all": None}
+                self.net.allow(choices[self.config.model.mask])
+            else:
+                lookup = torch.zeros(len(self.federation.classes), dtype=torch.int64, device=self.device)
+                lookup[list(task.classes)] = torch.arange(len(task.classes), device=self.device)
+                batch = Batch(batch.x, lookup[batch.y])
+            parts.append((task, batch))
+        return parts
+
+    def _put(self, batch: Batch) -> Batch:
+        return batch if self.device.type == "cpu" else Batch(batch.x.to(self.device), batch.y.to(self.device))
+
+    def _forward(self, task: Task) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+        """The forward function of a task; the net's own parameters skip the functional call."""
+
+        def forward(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            own = all(self._tensors.get(name) is value for name, value in params.items())
+            if own:
+                return self.net(x, task.id)  # type: ignore[no-any-return]
+            return functional_call(self.net, dict(params), (x, task.id))  # type: ignore[no-any-return]
+
+        return forward
+
+    def _context(self, client: int, job: Job, task: Task, purpose: str) -> Context:
+        seed = self.config.seed
+        return Context(
+            forward=self._forward(task),
+            net=self.net,
+            task=task,
+            stage=job.stage,
+            client=client,
+            lr=job.lr,
+            generator=rng.torch_stream(seed, purpose, client, task.index, job.round),
+            stages=len(self.federation.schedule),
+        )

@@ -1,0 +1,190 @@
+"""One frozen, validated Config: defaults, then a TOML file, then flags.
+
+The defaults are the main job: five hospitals, scikit-learn's handwritten digits, five tasks of two classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Value = bool | int | float | str | list[Any] | dict[str, Any]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """What the hospitals hold."""
+
+    name: str = "digits"
+    """A data set of `fedcl list datasets`; several joined by `+` are a sequence, with classes of their own."""
+    root: str = ""
+    """Where the files lie; empty is $FEDCL_DATA, or else ~/.cache/fedcl."""
+    options: dict[str, Value] = {}
+    """The data set's own options, for example samples of `synthetic`."""
+    val: Share = 0.15
+    """Share of a hospital's training samples kept for validation."""
+    test: Share = 0.30
+    """Share kept for testing where the data set has no test split of its own."""
+    normalize: Literal["auto", "none", "train", "client"] | dict[Literal["mean", "std"], float | list[float]] = "auto"
+    """`train`: by mean and deviation of all training samples; `client`: of each hospital's own; or {mean, std}.
+    `auto` is `train` for tabular data and `none` for images."""
+    augment: list[str] = []
+    """torchvision v2 transforms by name with arguments, for example "RandomCrop(28, padding=2)"; training only."""
+
+
+class Partition(Section):
+    """Who holds which samples."""
+
+    name: Literal["iid", "dirichlet", "shards", "quantity", "site"] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """Dirichlet concentration (`dirichlet`: over a class's owners, `quantity`: over sizes); small is skewed."""
+    shards: Positive = 2
+    """Shards of label-sorted samples that each hospital gets (`shards`)."""
+    min_samples: Positive = 10
+    """A hospital with fewer training samples than this is an error."""
+
+
+class Stream(Section):
+    """Which task comes when."""
+
+    kind: Literal["class", "domain", "sequence", "site"] = "class"
+    """`class` splits the classes into tasks; `domain` has the same labels and a new domain in each task;
+    `sequence` is one data set after another; `site` is one hospital's population after another."""
+    tasks: Positive = 5
+    domain: Literal["permuted", "rotated"] = "permuted"
+    """What a new domain does to the features (`domain`)."""
+    classes: list[list[int]] = []
+    """The classes of each task (`class`), for other groups than consecutive ones; they may overlap."""
+    order: Literal["index", "random"] = "index"
+    """Order in which classes are dealt into tasks (`class`)."""
+    max_angle: Annotated[float, Field(gt=0, le=360)] = 180.0
+    """Tasks are rotated by equal steps from 0 to this angle (`domain` rotated)."""
+    permute_first: bool = False
+    """Whether the first task is permuted too (`domain` permuted)."""
+    schedule: Literal["same", "shuffled", "staggered", "table"] = "same"
+    disorder: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """`shuffled`: share of tasks whose places are permuted; 0 is `same`."""
+    delay: Positive = 1
+    """`staggered`: hospital k joins k × delay stages late."""
+    table: list[list[int]] = []
+    """`table`: table[stage][hospital] is a task's index, -1 is none."""
+
+
+class Model(Section):
+    """DynamicNet: one shared trunk, per task a module and a gate."""
+
+    name: str = "mlp"
+    """The trunk, of `fedcl list models`."""
+    options: dict[str, Value] = {}
+    """The trunk's own options, for example hidden = [400, 400] of `mlp`."""
+    heads: Literal["task", "shared"] = "task"
+    """`task`: a module per task; `shared`: one linear head over all classes, the unseen ones masked."""
+    expansion_units: Positive = 32
+    """Hidden units of a task's module."""
+    weight_norm: bool = False
+    """Weight normalisation of new modules."""
+    gate_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """At a stage's end the units whose gate is below this are switched off for good; 0 keeps all."""
+    head_bias: bool = True
+    mask: Literal["task", "seen", "all"] = "seen"
+    """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all."""
+    infer: str = "auto"
+    """How the task is inferred where it is not known, of `fedcl.infer.RULES`; `auto` is the best for the heads."""
+    weights: str = ""
+    """A trunk's starting weights: safetensors, or a torchvision state dict (.pt, .pth)."""
+
+
+class Train(Section):
+    """What a client does in a round."""
+
+    rounds: Positive = 20
+    """Rounds of a stage."""
+    epochs: Positive = 5
+    """Passes over the client's samples of the task in a round."""
+    batch_size: Positive = 32
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Over the rounds of a stage: `cosine` to 0, `step` × 0.1 at 60 % and 85 %."""
+    reset: Literal["round", "task", "never"] = "round"
+    """When the optimiser's state is forgotten."""
+    shuffle: bool = True
+
+
+class Federation(Section):
+    """Who averages with whom, and what the server does with the answers."""
+
+    kind: Literal["federated", "local", "central", "joint"] = "federated"
+    """`local`: each hospital alone; `central`: pooled data, task after task; `joint`: pooled, all tasks at once."""
+    clients: Positive = 5
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the clients with a current task that train in a round."""
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the asked clients whose valid answers a round needs."""
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds to wait for a round's answers."""
+    aggregator: str = "fedavg"
+    """Rule for the trunk."""
+    merger: str = "weighted"
+    """Rule for task modules."""
+    consolidate_on: Literal["merged", "local"] = "merged"
+    """The parameters that a method's Fisher, anchor or teacher is taken at."""
+
+
+class Run(Section):
+    """Where and how it runs."""
+
+    name: str = ""
+    """First part of the run directory's name; empty is <data set>-<method>."""
+    output: str = ""
+    """Run directory; empty is runs/<name>-<hash of this config>."""
+    runtime: Literal["inline"] = "inline"
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=0)] = 1
+    """torch threads; 0 leaves torch's own choice."""
+    validate_every: Annotated[int, Field(ge=0)] = 5
+    """Every so many rounds the incoming model is scored on validation data; 0 is never."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Rounds between checkpoints; 0 writes one whenever checkpoints so far cost less than 5 % of the time."""
+
+
+class Config(Section):
+    """A whole experiment. `Config()` is the main job at its defaults."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    method: str = "ewc"
+    """Methods of `fedcl list methods`, combined with `+`."""
+    methods: dict[str, dict[str, Value]] = {}
+    """Each method's own options: methods.ewc.strength = 3000."""
+    data: Data = Data()
+    partition: Partition = Partition()
+    stream: Stream = Stream()
+    model: Model = Model()
+    train: Train = Train()
+    federation: Federation = Federation()
+    run: Run = Run()
+
+    def digest(self) -> str:
+        """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
+        content = self.model_dump(exclude={"run": {"output", "name", "threads", "checkpoint_every"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def directory(self) -> Path:
+        """Where the run lives."""
+        if self.run.output:
+            return Path(self.run.output)
+        name = self.run.name or f"{self.data.name}-{self.method}".replace(":", "-").replace("+", "-")
+        return Path("runs") / f"{name}-{self.digest()}"

@@ -1,0 +1,223 @@
+"""The records that pass between stages, and the base classes that a plug-in fills.
+
+Shapes: N samples, C classes, P parameters. A parameter's name carries its role: `trunk.*` is shared by all tasks,
+`tasks.<task>.*` and `gates.<task>.*` belong to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+Memory = dict[str, Tensor]
+Phase = Literal["train", "consolidate", "evaluate"]
+TRAIN, VAL, TEST, UNASSIGNED = 0, 1, 2, -1
+SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+class FedclError(Exception):
+    """Something that the user can mend: the message names the value and the way out."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set in memory, before anybody owns a part of it."""
+
+    x: np.ndarray  # [N, *shape], float32 or uint8 (0…255)
+    y: np.ndarray  # [N] int64, 0 ≤ y < C
+    classes: tuple[str, ...]  # the C class names
+    site: np.ndarray | None = None  # [N] int64, the hospital that a sample comes from
+    sites: tuple[str, ...] = ()  # their names
+    split: np.ndarray | None = None  # [N] int8: TRAIN, VAL, TEST as published, or UNASSIGNED
+    missing: bool = False  # NaN in x means "not measured": imputed in each hospital, and flagged
+    tabular: bool = False  # features on different scales
+    origin: np.ndarray | None = None  # [N] int64, which data set of a sequence
+    origins: tuple[str, ...] = ()  # their names
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of classes or a domain, with an identity that all clients share."""
+
+    id: str  # [a-z0-9_]+; it becomes a part of parameter names
+    index: int
+    classes: tuple[int, ...]  # global class ids, in the order of the module's outputs
+    title: str = ""  # what a person reads: "0, 1" or "rotated 36°"
+    transform: Callable[[Tensor], Tensor] | None = None  # what the domain does to x [n, *shape]; None is nothing
+    site: int | None = None  # only samples of this site belong to it; None is all
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees."""
+
+    x: Tensor  # [B, *shape] float32
+    y: Tensor  # [B] int64, index into the outputs of the task's module or shared head
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the server asks of one client."""
+
+    phase: Phase
+    stage: int
+    round: int  # counted over the whole run
+    tasks: tuple[str, ...]  # to train, to consolidate, or to evaluate
+    arrays: Params
+    lr: float = 0.0  # this round's learning rate
+    version: str = ""  # the client memory to start from; "" is an empty one
+    broadcast: Memory = field(default_factory=dict)  # what the server half of the method says
+    seen: tuple[int, ...] = ()  # global ids of the classes met so far, for shared heads
+    # "validate": score the incoming model; "local": score the trained one;
+    # "consolidate": do so on the trained one; "begin": the first round of the stage
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client answers."""
+
+    client: int
+    arrays: Params  # train: new minus received parameters; evaluate: integer counts
+    weight: float  # training samples behind it
+    metrics: Mapping[str, float]
+    extras: Memory = field(default_factory=dict)  # what the client half of the method sends
+    version: str = ""  # the client memory that this answer left behind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one Job: an update, or the reason why there is none."""
+
+    client: int
+    update: Update | None
+    error: str
+    bytes_down: int  # bytes to the client
+    bytes_up: int  # bytes from it
+
+
+Ask = Callable[[Sequence[tuple[int, Job]], float], Iterator[Answer]]  # (jobs by client, seconds to wait) → answers
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that an observer may show: "start", "round", "stage", "fault"."""
+
+    kind: str
+    stage: int
+    round: int  # of the stage
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may see besides parameters, batch and memory. Frozen; nothing in it remembers."""
+
+    forward: Callable[[Mapping[str, Tensor], Tensor], Tensor]  # (params, x) → logits of the task [B, outputs]
+    net: nn.Module  # for layers' inputs and outputs (closed-form Fisher); its parameters are not to be read
+    task: Task
+    stage: int
+    client: int
+    lr: float
+    generator: torch.Generator  # the only source of randomness
+    stages: int = 1  # of the whole run
+    step: int = 0
+
+
+class Method:
+    """A continual-learning method: pure functions that remember in one flat dict of tensors.
+
+    Every hook is optional, and the loop skips those that a method leaves alone. None may branch on a tensor's
+    value, and memory shapes do not change after `begin_task`. Options are the fields of the (frozen) subclass.
+    """
+
+    needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
+    sends: ClassVar[str] = "parameters"  # what leaves the client, in words, for the privacy audit
+    keeps_raw_data: ClassVar[bool] = False
+
+    def hooks(self) -> frozenset[str]:
+        """The names of the hooks that the loop has to call: those that the class overrides."""
+        own = (name for name in vars(Method) if not name.startswith("_"))
+        return frozenset(name for name in own if getattr(type(self), name) is not getattr(Method, name))
+
+    def trainable(self, name: str, stage: int) -> bool:
+        """Whether the parameter may move in this stage; what may not is neither optimised nor sent back."""
+        return True
+
+    def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """Once, when a client starts a stage with a task."""
+        return memory
+
+    def observe(self, ctx: Context, batch: Batch, memory: Memory) -> Memory:
+        """Each sample is offered once, for buffers."""
+        return memory
+
+    def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
+        """The loss of a batch, a 0-d tensor; the default is cross-entropy."""
+        return nn.functional.cross_entropy(ctx.forward(params, batch.x), batch.y)
+
+    def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
+        """Added to the loss, a 0-d tensor."""
+        return torch.zeros(())
+
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> Params:
+        """Gradients before the optimiser sees them."""
+        return grads
+
+    def edit_update(
+        self, ctx: Context, before: Params, after: Params, memory: Memory
+    ) -> tuple[Params, Memory]:
+        """Parameters after the optimiser's step: proximal steps, projections, masks. `before` may be empty."""
+        return after, memory
+
+    def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
+        """Consolidation on the merged model, with all of the client's training samples of the task."""
+        return memory
+
+    def upload(self, memory: Memory) -> Memory:
+        """After `end_task`: what the server half needs. Raw samples never."""
+        return {}
+
+    def server(
+        self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]
+    ) -> tuple[Memory, Memory]:
+        """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
+        return state, {}
+
+    def receive(self, broadcast: Memory, memory: Memory) -> Memory:
+        """Client half of the answer, before the client trains next."""
+        return memory
+
+
+class Aggregator:
+    """A rule that merges clients' deltas: for the trunk (aggregators) or for a task's module (mergers).
+
+    A linear rule only needs the weighted mean of the deltas, which the server sums as replies come in, and which
+    secure aggregation can hand it. A rule that is not linear gets all deltas at once.
+    """
+
+    linear: ClassVar[bool] = True
+
+    def reduce(self, deltas: Sequence[Params], weights: Sequence[float]) -> Params:
+        """Many deltas → one; called for rules that are not linear."""
+        raise TypeError(f"{type(self).__name__} is linear: the server computes its mean")
+
+    def step(self, params: Params, delta: Params, state: Memory) -> tuple[Params, Memory]:
+        """Apply the merged delta: (params, delta, state) → (params, state)."""
+        return {name: value + delta[name] for name, value in params.items()}, state
+
+
+def role(name: str) -> str:
+    """The task that a parameter belongs to, "" for the trunk: `tasks.t0.out.bias` → "t0"."""
+    head, _, rest = name.partition(".")
+    if head == "trunk":
+        return ""
+    if head not in ("tasks", "gates"):
+        raise ValueError(f"parameter {name!r} has no role: names start with trunk., tasks.<task>. or gates.<task>.")
+    return rest.partition(".")[0]

@@ -1,0 +1,119 @@
+"""Scoring a model on a hospital's own data: integer counts, so that hospitals' results add up exactly.
+
+Per task: right answers by class, with the task known and with the task inferred, and a histogram of scores from
+which AUROC follows. Counts are all that leaves the hospital.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedcl import infer
+from fedcl.contracts import Batch, Params, Task
+from fedcl.models.dynamic_net import SHARED, DynamicNet
+
+BINS = 256
+_RANGE = 16.0  # log-odds beyond ±16 fall into the outer bins: p within 1e-7 of 0 or 1
+_CHUNK = 4096
+
+
+@torch.no_grad()
+def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
+    """Share of right answers with the task known, in [0, 1]; `data.y` holds the module's outputs."""
+    net.eval()
+    right = sum(
+        int((net(x, task.id).argmax(1) == y).sum())
+        for x, y in zip(data.x.split(_CHUNK), data.y.split(_CHUNK), strict=True)
+    )
+    return right / max(len(data.y), 1)
+
+
+@torch.no_grad()
+def count(
+    net: DynamicNet,
+    tasks: Sequence[Task],
+    seen: Sequence[int],
+    data: Sequence[tuple[Task, Batch]],
+    rule: str = "auto",
+    statistics: Params | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Counts over one hospital's test data of several tasks.
+
+    Args:
+        net: with a module for each of `tasks` (or a shared head).
+        tasks: those that the rule may choose from.
+        seen: global ids of the classes that a shared head knows.
+        data: (task, its samples with global class ids).
+        rule: how the task is inferred, see `infer`.
+        statistics: what `infer.density` needs.
+
+    Returns:
+        task id → (answers [C, 3] int32: samples, right with the task known, right with it inferred, by true class;
+        scores [C or 1, 2, BINS] int32: log-odds of a class where it is not (0) and is (1) the true one).
+    """
+    net.eval()
+    result: dict[str, tuple[Tensor, Tensor]] = {}
+    present = [(task, batch) for task, batch in data if len(batch.y)]
+    if not present:
+        return result
+    x = torch.cat([batch.x for _, batch in present])
+    features = torch.cat([net.features(part) for part in x.split(_CHUNK)])
+    if net.owner("") == SHARED:
+        net.allow(None)
+        outputs = net.head(features, "")
+        chosen = torch.tensor(sorted(seen))
+        guess = chosen[outputs[:, chosen].argmax(1)]
+        logits = {task.id: outputs[:, list(task.classes)] for task, _ in present}
+    else:
+        logits = {task.id: net.head(features, task.id) for task in tasks}
+        guess = infer.predict(rule, tasks, logits, features, statistics or {})
+    start = 0
+    for task, batch in present:
+        rows = slice(start, start := start + len(batch.y))
+        own = logits[task.id][rows]
+        classes = torch.tensor(task.classes)
+        truth = (batch.y[:, None] == classes).int().argmax(1)
+        known = own.argmax(1) == truth
+        hits = torch.stack([torch.ones_like(known), known, guess[rows] == batch.y], 1).int()
+        answers = torch.zeros(len(classes), 3, dtype=torch.int32).index_add_(0, truth, hits)
+        result[task.id] = (answers, _histogram(own, truth))
+    return result
+
+
+def auroc(scores: Tensor) -> float:
+    """Area under the ROC curve from a histogram [C or 1, 2, BINS], one class against the rest, mean over classes.
+
+    The Mann-Whitney statistic with ties at one half: exact up to the bins (0.125 in log-odds). NaN without both.
+    """
+    areas = []
+    for negative, positive in scores.double():
+        n, p = negative.sum(), positive.sum()
+        if n > 0 and p > 0:
+            below = negative.cumsum(0) - negative
+            areas.append(float((positive * (below + 0.5 * negative)).sum() / (n * p)))
+    return sum(areas) / len(areas) if areas else float("nan")
+
+
+def balanced(answers: Tensor) -> float:
+    """Mean recall over the classes that occur, from counts [C, 3]; NaN without samples."""
+    n, right = answers[:, 0].double(), answers[:, 1].double()
+    present = n > 0
+    return float((right[present] / n[present]).mean()) if bool(present.any()) else float("nan")
+
+
+def _histogram(logits: Tensor, truth: Tensor) -> Tensor:
+    classes = logits.shape[1]
+    if classes == 1:
+        return torch.zeros(1, 2, BINS, dtype=torch.int32)
+    logp = logits.log_softmax(1)
+    odds = logp - torch.log1p(-logp.exp().clamp_max(1 - 1e-7))
+    bins = ((odds.clamp(-_RANGE, _RANGE - 1e-3) + _RANGE) * (BINS / (2 * _RANGE))).long()
+    rows = torch.arange(classes)
+    if classes == 2:  # the second class's log-odds say it all
+        bins, rows = bins[:, 1:], rows[1:]
+    is_class = (truth[:, None] == rows).long()
+    index = (torch.arange(len(rows)) * 2 + is_class) * BINS + bins
+    return torch.bincount(index.flatten(), minlength=len(rows) * 2 * BINS).int().reshape(len(rows), 2, BINS)

@@ -1,0 +1,67 @@
+"""What a run leaves behind when it ends: the model, the final metrics, the report."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from fedcl import infer, report, rng
+from fedcl.config import Config
+from fedcl.contracts import Params
+from fedcl.federation import Federation
+from fedcl.models import dynamic_net
+from fedcl.models.dynamic_net import DynamicNet
+from fedcl.results import Result
+from fedcl.run_dir import RunDir
+from fedcl.state import State
+
+_PREFIX = "infer."  # statistics for inferring the task, beside the parameters in model.safetensors
+
+
+def write(config: Config, federation: Federation, state: State, run: RunDir) -> None:
+    """Model file(s), final metrics, report."""
+    for index, group in enumerate(state.groups):
+        name = "model.safetensors" if len(state.groups) == 1 else f"model-{index}.safetensors"
+        statistics = {f"{_PREFIX}{key}": value for key, value in group.statistics.items()}
+        run.save_tensors(name, group.params | statistics)
+    net = restore(config, federation, state.groups[0].params)
+    last = {"stage": len(federation.schedule) - 1, "round": len(federation.schedule) * config.train.rounds - 1}
+    last |= {"phase": "final", "client": None, "task": None}  # type: ignore[dict-item]
+    figures = {"latency_ms": latency(net, federation, config, state.groups[0].statistics)}
+    sizes = net.sizes()
+    first = sizes["trunk"] + next((n for part, n in sizes.items() if part != "trunk"), 0)
+    figures["parameter_growth"] = sum(sizes.values()) / first
+    run.log({**last, "name": name, "value": value} for name, value in figures.items())
+    metrics = Result.load(run.path).metrics
+    run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
+    report.write(run.path)
+
+
+def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:
+    """A net in evaluation mode that holds the given parameters, with the task modules that they name."""
+    with rng.torch_global(config.seed, "init"):
+        net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+        for task in federation.tasks:
+            if any(name.startswith(f"tasks.{task.id}.") for name in params):
+                net.add_task(task.id, len(task.classes), config.model.expansion_units)
+    net.load_state_dict(params)
+    return net.eval()
+
+
+@torch.no_grad()
+def latency(net: DynamicNet, federation: Federation, config: Config, statistics: Params) -> float:
+    """Median time in ms to answer one sample with the task inferred from all modules."""
+    x = torch.zeros(1, *federation.shape)
+    tasks = [task for task in federation.tasks if task.id in net.tasks]
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        features = net.features(x)
+        if tasks:
+            logits = {task.id: net.head(features, task.id) for task in tasks}
+            infer.predict(config.model.infer, tasks, logits, features, statistics)
+        else:
+            net.head(features, "")
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[len(times) // 2] * 1e3

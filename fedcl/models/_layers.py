@@ -1,0 +1,96 @@
+"""Layers that trunks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.contracts import FedclError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "leaky_relu": nn.functional.leaky_relu,
+}
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws from a generator of its own, never from torch's global one.
+
+    Srivastava et al. 2014: in training each value is zeroed with probability p and the rest is divided by
+    1 - p; in evaluation, and for p = 0, it is the identity.
+
+    Attributes:
+        generator: set by the training loop, see `draw_from`.
+    """
+
+    def __init__(self, p: float, key: str = "model.options.dropout") -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise FedclError(f"{key} = {p}: a dropout probability is at least 0 and below 1")
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop values of x [...]."""
+        if not self.training or self.p == 0:
+            return x
+        source = self.generator
+        if source is None:
+            raise RuntimeError("dropout has no generator: call draw_from(net, generator) before training")
+        kept = torch.rand(x.shape, generator=source, device=source.device) >= self.p
+        return x * (kept.to(x.device, x.dtype) / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        """The probability, in `print(net)`."""
+        return f"p={self.p}"
+
+
+def draw_from(net: nn.Module, generator: torch.Generator | None) -> None:
+    """Let all dropout layers of a net draw from one generator."""
+    for module in net.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function behind `model.options.activation`.
+
+    Raises:
+        FedclError: there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise FedclError(f"model.options.activation = {name!r}: there are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def positive(key: str, values: Sequence[int]) -> list[int]:
+    """`values` where all are whole numbers of at least 1.
+
+    Raises:
+        FedclError: one is not.
+    """
+    for value in values:
+        if not isinstance(value, int) or value < 1:
+            raise FedclError(f"model.options.{key}: {value!r} is not a whole number of at least 1")
+    return list(values)
+
+
+def image(trunk: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width) of a sample.
+
+    Raises:
+        FedclError: the samples are no images.
+    """
+    if len(shape) != 3:
+        raise FedclError(
+            f"model.name = {trunk!r} needs images [channels, height, width], but a sample has the shape "
+            f"{list(shape)} ({math.prod(shape)} values); take model.name = 'mlp', or a data set of images"
+        )
+    channels, height, width = shape
+    return channels, height, width

@@ -1,0 +1,68 @@
+"""Fully connected layers on the flattened sample; takes images and tables."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fedcl.contracts import FedclError
+from fedcl.models import _layers
+
+
+class Mlp(nn.Module):
+    """Linear layers, each with an activation and a dropout behind it."""
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], bias: bool, dropout: Sequence[float], activation: str
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *_layers.positive("hidden", hidden)]
+        self.width = sizes[-1]
+        self.activation = _layers.activation(activation)
+        self.layers = nn.ModuleList(
+            nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in itertools.pairwise(sizes)
+        )
+        self.dropouts = nn.ModuleList(
+            _layers.Dropout(p, "model.options.input_dropout" if place == 0 else "model.options.dropout")
+            for place, p in enumerate(dropout)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples x [B, *shape] → features [B, width]."""
+        x = self.dropouts[0](x.flatten(1))
+        for layer, dropout in zip(self.layers, self.dropouts[1:], strict=True):
+            x = dropout(self.activation(layer(x)))
+        return x
+
+
+def build(
+    shape: tuple[int, ...],
+    *,
+    hidden: Sequence[int] = (64, 64),
+    bias: bool = True,
+    activation: str = "relu",
+    dropout: float | Sequence[float] = 0.0,
+    input_dropout: float = 0.0,
+) -> nn.Module:
+    """Build the trunk.
+
+    Args:
+        shape: of a sample, any.
+        hidden: units of each layer, typically 1 to 3 layers of 64 to 2000; empty is the sample itself.
+        bias: whether the layers have one.
+        activation: relu, tanh, gelu, silu or leaky_relu.
+        dropout: probability behind each hidden layer, one for all or one for each; typically 0 to 0.5.
+        input_dropout: probability for the input's values; typically 0 to 0.2.
+
+    Raises:
+        FedclError: an option has no such value.
+    """
+    rates = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(hidden)
+    if len(rates) != len(hidden):
+        raise FedclError(
+            f"model.options.dropout = {rates}: give one for all, or {len(hidden)}, one for each layer"
+        )
+    return Mlp(math.prod(shape), hidden, bias, [input_dropout, *rates], activation)

@@ -1,0 +1,42 @@
+"""The three optimisers of a client, and their state as a part of the client's memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedcl.config import Train
+from fedcl.contracts import Memory, Params
+
+_PREFIX = "optimizer/"
+
+
+def build(train: Train, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    """A fresh optimiser; the fused kernels take one pass over the parameters."""
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+        )
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(params, lr=lr, weight_decay=train.weight_decay, fused=True)
+
+
+def recall(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> None:
+    """Give the optimiser the state that `remember` kept."""
+    for name, parameter in params.items():
+        start = f"{_PREFIX}{name}/"
+        state = {key.removeprefix(start): value for key, value in memory.items() if key.startswith(start)}
+        if state:
+            optimizer.state[parameter] = {
+                key: value.clone().to(parameter.device) for key, value in state.items()
+            }
+
+
+def remember(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> Memory:
+    """The memory with the optimiser's state in it, keys `optimizer/<parameter>/<moment>`."""
+    kept = {key: value for key, value in memory.items() if not key.startswith(_PREFIX)}
+    for name, parameter in params.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                kept[f"{_PREFIX}{name}/{key}"] = value.detach().cpu()
+    return kept

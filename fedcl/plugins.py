@@ -1,0 +1,104 @@
+"""Extension points: a file in a folder is an option, and its name is the option's name.
+
+A plug-in is a callable whose keyword parameters are its options: a frozen dataclass (methods, aggregators,
+mergers, growth rules, privacy mechanisms) or a function called `build` (data sets, trunks). A `-` in an option is
+`_` in a file, `++` is `pp`. A name with a dot is somebody's own: `my_package.my_method` or `my_module:MyMethod`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+KINDS = {
+    "methods": "methods",
+    "models": "models",
+    "datasets": "datasets",
+    "aggregators": "aggregators",
+    "mergers": "mergers",
+    "growth": "growth",
+    "privacy": "privacy",
+}
+_HELPERS = {"__init__", "dynamic_net"}
+_ROOT = Path(__file__).parent
+
+
+class UnknownPlugin(ValueError):
+    """No plug-in of that name; the message lists what there is and the nearest name."""
+
+
+def names(kind: str) -> list[str]:
+    """The options of a kind, found by looking at the folder, importing nothing."""
+    files = (_ROOT / KINDS[kind]).glob("*.py")
+    return sorted(
+        file.stem.replace("_", "-") if kind not in ("datasets", "models") else file.stem
+        for file in files
+        if file.stem not in _HELPERS and not file.stem.startswith("_")
+    )
+
+
+def describe(kind: str) -> dict[str, str]:
+    """Option → the first line of its docstring, read from the source without importing it."""
+    lines = {}
+    for name in names(kind):
+        tree = ast.parse((_ROOT / KINDS[kind] / f"{_file(name)}.py").read_text(encoding="utf-8"))
+        lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return lines
+
+
+def check(kind: str, name: str) -> None:
+    """Raise UnknownPlugin where `name` is neither a file of the kind nor a dotted path."""
+    known = names(kind)
+    if "." in name or ":" in name or _file(name) in {_file(option) for option in known}:
+        return
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UnknownPlugin(f"no {kind} plug-in {name!r}; {hint}there are: {', '.join(known) or 'none yet'}")
+
+
+@lru_cache(maxsize=None)
+def load(kind: str, name: str) -> Callable[..., Any]:
+    """The callable behind a name.
+
+    Raises:
+        UnknownPlugin: there is no such file or module, or it defines nothing of the kind.
+    """
+    check(kind, name)
+    builtin = "." not in name and ":" not in name
+    path, _, attribute = (f"fedcl.{KINDS[kind]}.{_file(name)}" if builtin else name).partition(":")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name and not path.startswith(error.name):
+            raise
+        raise UnknownPlugin(f"no module {path!r} for {kind} {name!r}; is it on PYTHONPATH?") from error
+    if attribute:
+        return getattr(module, attribute)  # type: ignore[no-any-return]
+    if hasattr(module, "build"):
+        return module.build  # type: ignore[no-any-return]
+    from fedcl import contracts
+
+    bases = (contracts.Method, contracts.Aggregator)
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, bases) and value.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise UnknownPlugin(f"{path} must define one class of {kind} (or `build`), it defines {len(own)}")
+    return own[0]
+
+
+def options(plugin: Callable[..., Any], skip: int = 0) -> Mapping[str, inspect.Parameter]:
+    """A plug-in's options: its parameters by name, without the first `skip` that the caller fills."""
+    return dict(list(inspect.signature(plugin).parameters.items())[skip:])
+
+
+def _file(name: str) -> str:
+    return name.replace("++", "pp").replace("-", "_")

@@ -1,0 +1,200 @@
+"""A run is a directory: config, environment, status, split, metrics, checkpoints, model. The same command resumes it.
+
+Every file is written beside its place and moved there, so that a kill at any moment leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fedcl.config import Config
+from fedcl.contracts import FedclError, Params
+from fedcl.toml import dumps
+
+_PACKAGES = ("fedcl", "torch", "torchvision", "flwr", "numpy", "scikit-learn")
+
+
+class RunDir:
+    """The directory of one run, locked while this object is open.
+
+    Args:
+        path: where it lies.
+        config: what runs there.
+        fresh: move a run that is there already aside, to `<path>~1`, `<path>~2`, …
+
+    Raises:
+        FedclError: the directory cannot be written, holds another config's run, or is in use.
+    """
+
+    def __init__(self, path: Path, config: Config, fresh: bool = False) -> None:
+        self.path = path
+        try:
+            if fresh and path.exists():
+                number = next(n for n in range(1, 1_000_000) if not path.with_name(f"{path.name}~{n}").exists())
+                path.rename(path.with_name(f"{path.name}~{number}"))
+            path.mkdir(parents=True, exist_ok=True)
+            self._check(config)
+            self._lock = (path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FedclError(f"{path} is in use by another process; wait for it, or choose another --output") from error
+        except OSError as error:
+            raise FedclError(f"run directory {path}: {error.strerror}; choose another --output") from error
+        self._metrics = (path / "metrics.jsonl").open("ab")
+        self.started = time.monotonic()
+        self.saving = 0.0  # seconds that checkpoints have cost
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that lies here has come to its end."""
+        return read_status(self.path).get("state") == "finished"
+
+    def describe(self, config: Config, federation: dict[str, Any], rows: Iterable[tuple[Any, ...]]) -> None:
+        """Write what is known before the first round: config, environment, who has what."""
+        self.write("config.toml", dumps(config.model_dump()))
+        versions = {name: _version(name) for name in _PACKAGES}
+        machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
+        environment = {"python": platform.python_version(), "packages": versions, "machine": machine}
+        environment["command"] = ["fedcl", *sys.argv[1:]]  # type: ignore[assignment]
+        self.write("env.json", json.dumps(environment, indent=2))
+        self.write("federation.json", json.dumps(federation))
+        lines = ("{},{},{},{}\n".format(*row[:3], _quoted(str(row[3]))) for row in rows)
+        self.write("split.csv", "sample,hospital,split,class\n" + "".join(lines))
+
+    def status(self, state: str, **facts: Any) -> None:
+        """Say where the run stands: running, finished, interrupted or failed."""
+        facts["seconds"] = round(time.monotonic() - self.started, 3) + facts.pop("before", 0.0)
+        self.write("status.json", json.dumps({"state": state, **facts}, indent=2))
+
+    def log(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append lines to metrics.jsonl; NaN is written as null."""
+        lines = [json.dumps({k: _finite(v) for k, v in record.items()}) + "\n" for record in records]
+        self._guard(lambda: self._metrics.write("".join(lines).encode()) and self._metrics.flush())
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a text file in one step."""
+        self._guard(lambda: self._replace(name, lambda file: file.write_text(text, encoding="utf-8")))
+
+    def save_tensors(self, name: str, tensors: Params) -> None:
+        """Replace a safetensors file in one step."""
+        # safetensors refuses tensors that share memory, and views of a message's bytes are read-only.
+        own = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+        self._guard(lambda: self._replace(name, lambda file: save_file(own, file)))
+
+    def checkpoint(self, number: int, tensors: Params, state: dict[str, Any]) -> None:
+        """Save the server's state after `number` rounds; the last two checkpoints are kept."""
+        begin = time.monotonic()
+        self._metrics.flush()
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        file = f"checkpoint/{number:06d}.safetensors"
+        self.save_tensors(file, tensors)
+        manifest = {"number": number, "file": file, "sha256": _digest(self.path / file)}
+        manifest |= {"metrics": self._metrics.tell(), "state": state}
+        self.write(f"checkpoint/{number:06d}.json", json.dumps(manifest))
+        for old in sorted(folder.glob("*.json"))[:-2]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        self.saving += time.monotonic() - begin
+
+    def restore(self, usable: Callable[[dict[str, Any]], bool]) -> tuple[Params, dict[str, Any]] | None:
+        """The newest whole checkpoint, with metrics.jsonl cut back to it; None where there is none.
+
+        Args:
+            usable: says of a checkpoint's state whether what it refers to (clients' memories) is there.
+        """
+        for path in sorted((self.path / "checkpoint").glob("*.json"), reverse=True):
+            try:
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                file = self.path / manifest["file"]
+                if _digest(file) != manifest["sha256"] or not usable(manifest["state"]):
+                    continue
+                tensors = load_file(file)
+            except (OSError, ValueError, KeyError, SafetensorError):
+                continue  # cut short: the one before it is whole
+            self._metrics.truncate(manifest["metrics"])
+            return tensors, manifest["state"]
+        self._metrics.truncate(0)
+        return None
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._metrics.close()
+        self._lock.close()
+
+    def _check(self, config: Config) -> None:
+        file = self.path / "config.toml"
+        if file.exists() and read_config(self.path).digest() != config.digest():
+            raise FedclError(
+                f"{self.path} holds a run of another config; choose another --output, or --fresh to move it aside"
+            )
+
+    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        temporary = self.path / f"{name}.tmp"
+        try:
+            write(temporary)
+            os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except (OSError, SafetensorError) as error:
+            raise FedclError(
+                f"cannot write to {self.path}: {error}; make room, then the same command goes on from the last checkpoint"
+            ) from error
+
+
+def read_config(run: Path) -> Config:
+    """The resolved config of a run directory.
+
+    Raises:
+        FedclError: there is none, or it cannot be read.
+    """
+    try:
+        return Config.model_validate(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise FedclError(f"{run} is not a run directory, or its config.toml is damaged: {error}") from error
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Where a run stands; empty where nothing has run yet."""
+    try:
+        return json.loads((run / "status.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return {}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

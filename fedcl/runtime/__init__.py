@@ -1,0 +1,1 @@
+"""Ways to run the same ClientApp and ServerApp: one file each, and what they share."""

@@ -1,0 +1,63 @@
+"""Every name of Flower that is not public API, and the switches that must be set before Flower is imported.
+
+`tests/runtime/test_compat.py` names what fedcl leans on, so that a new Flower fails there first.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+
+def stay_offline() -> None:
+    """Switch off Flower's telemetry and update check, Ray's statistics and Hugging Face's hub.
+
+    Flower reads its switches when it is imported, so this comes first in every process.
+    """
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+stay_offline()
+
+from flwr.app import Error, Message  # noqa: E402
+from flwr.common.constant import ErrorCode  # noqa: E402
+from flwr.supercore.run import Run  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+
+
+def identify(run_id: int, node_id: int) -> None:
+    """Say who this process is; Flower cannot build an instruction Message without."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.task_id = 0
+    TaskIdentity.node_id = node_id
+
+
+def empty_run(run_id: int) -> Run:
+    """The Run record that a Grid must be able to show."""
+    return Run.create_empty(run_id)
+
+
+def stamp(message: Message) -> str:
+    """Give a message its id, as the SuperLink would, and return it."""
+    identity = uuid.uuid4().hex
+    message.metadata.__dict__["_message_id"] = identity
+    return identity
+
+
+def failure(request: Message, error: Exception) -> Message:
+    """The error reply that Flower sends when a ClientApp raises."""
+    return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=request)
+
+
+def set_metadata(message: Message, **fields: Any) -> None:
+    """Overwrite metadata fields of a message; for tests that make faults."""
+    for name, value in fields.items():
+        message.metadata.__dict__[f"_{name}"] = value

@@ -1,0 +1,71 @@
+"""All that the server remembers between rounds, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedcl.contracts import Memory, Params
+
+
+@dataclass
+class Group:
+    """The clients that average together, and what they share."""
+
+    clients: tuple[int, ...]
+    params: Params = field(default_factory=dict)  # trunk, all task modules, gates and their masks
+    rules: dict[str, Memory] = field(default_factory=dict)  # state of the aggregator ("") and of each task's merger
+    method: Memory = field(default_factory=dict)  # the method's server half
+    broadcast: Memory = field(default_factory=dict)  # what it last said …
+    broadcast_at: int = -1  # … and in which stage
+    statistics: Params = field(default_factory=dict)  # of features, for inferring the task
+    snapshots: dict[int, Params] = field(default_factory=dict)  # stage → merged model, while somebody still needs it
+
+
+@dataclass
+class State:
+    """Where the run stands."""
+
+    groups: list[Group]
+    stage: int = 0
+    round: int = 0  # of the stage; all rounds done means that the stage is to be closed
+    seen: list[int] = field(default_factory=list)  # global class ids met so far, sorted
+    versions: dict[int, str] = field(default_factory=dict)  # client → its memory's version
+    told: dict[int, int] = field(default_factory=dict)  # client → stage of the last broadcast it has
+    begun: list[int] = field(default_factory=list)  # clients that have begun this stage
+    done: list[int] = field(default_factory=list)  # clients that have consolidated this stage already
+    late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
+    seconds: float = 0.0  # of earlier sittings
+
+    def pack(self) -> tuple[Params, dict[str, Any]]:
+        """(tensors, JSON) for a checkpoint."""
+        tensors: Params = {}
+        for index, group in enumerate(self.groups):
+            stores: dict[str, Params] = {"params": group.params, "method": group.method}
+            stores |= {"broadcast": group.broadcast, "statistics": group.statistics}
+            stores |= {f"rules:{part}": memory for part, memory in group.rules.items()}
+            stores |= {f"snapshot:{stage}": params for stage, params in group.snapshots.items()}
+            for store, content in stores.items():
+                tensors |= {f"{index}|{store}|{name}": value for name, value in content.items()}
+        plain = {name: value for name, value in vars(self).items() if name != "groups"}
+        plain["groups"] = [{"clients": g.clients, "broadcast_at": g.broadcast_at} for g in self.groups]
+        return tensors, plain
+
+    @classmethod
+    def unpack(cls, tensors: Params, plain: dict[str, Any]) -> State:
+        """The reverse of `pack`."""
+        groups = [Group(tuple(g["clients"]), broadcast_at=g["broadcast_at"]) for g in plain["groups"]]
+        for key, value in tensors.items():
+            index, store, name = key.split("|", 2)
+            group = groups[int(index)]
+            kind, _, part = store.partition(":")
+            if kind == "rules":
+                group.rules.setdefault(part, {})[name] = value
+            elif kind == "snapshot":
+                group.snapshots.setdefault(int(part), {})[name] = value
+            else:
+                getattr(group, store)[name] = value
+        rest = {name: value for name, value in plain.items() if name != "groups"}
+        for name in ("versions", "told", "late"):  # JSON's keys are strings
+            rest[name] = {int(client): value for client, value in rest[name].items()}
+        return cls(groups=groups, **rest)

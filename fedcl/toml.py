@@ -1,0 +1,36 @@
+"""Nested dicts as TOML. Python reads TOML and does not write it; a config needs little of the format."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def dumps(tree: dict[str, Any]) -> str:
+    """Scalars and lists first, then one table per nested dict."""
+    return "\n".join(_table(tree, "")).strip() + "\n"
+
+
+def _table(tree: dict[str, Any], path: str) -> list[str]:
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            name = f"{path}.{_key(key)}" if path else _key(key)
+            lines += ["", f"[{name}]", *_table(value, name)]
+    return lines
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    return repr(value)
