@@ -45,8 +45,8 @@ def _each(whole: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     augmented = torch.stack([whole(image) for image in x])
     if augmented.shape != x.shape:
         raise FedclError(
-            f"data.augment: images of the shape {list(x.shape[1:])} became {list(augmented.shape[1:])}; crop and "
-            "resize to the size that they have"
+            f"data.augment: images of the shape {list(x.shape[1:])} became {list(augmented.shape[1:])}; crop "
+            "and resize to the size that they have"
         )
     return augmented
 
@@ -70,7 +70,7 @@ def _transform(text: str, known: dict[str, type]) -> Any:
 
 
 def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """ "Name(1, a=2)" → ("Name", [1], {"a": 2})."""
+    """Name(1, a=2) → (Name, [1], {a: 2})."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):

@@ -180,7 +180,7 @@ class Client:
                 context = self._context(client, job, task, "consolidate")
                 memory = self.method.end_task(context, dict(self._parameters()), batch, memory)
                 if infer.needs_statistics(self.config.model):
-                    extras |= infer.measure(self.net, task, batch)
+                    extras |= infer.measure(task, batch)
         if "upload" in self._hooks:
             extras |= self.method.upload(memory)
         return memory, extras

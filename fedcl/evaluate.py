@@ -38,7 +38,7 @@ def count(
     seen: Sequence[int],
     data: Sequence[tuple[Task, Batch]],
     rule: str = "auto",
-    statistics: Params | None = None,
+    prepared: Params | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Counts over one hospital's test data of several tasks.
 
@@ -48,7 +48,7 @@ def count(
         seen: global ids of the classes that a shared head knows.
         data: (task, its samples with global class ids).
         rule: how the task is inferred, see `infer`.
-        statistics: what `infer.density` needs.
+        prepared: what `infer.prototypes` needs, see `infer.prepare`.
 
     Returns:
         task id → (answers [C, 3] int32: samples, right with the task known, right with it inferred, by true class;
@@ -69,7 +69,7 @@ def count(
         logits = {task.id: outputs[:, list(task.classes)] for task, _ in present}
     else:
         logits = {task.id: net.head(features, task.id) for task in tasks}
-        guess = infer.predict(rule, tasks, logits, features, statistics or {})
+        guess = infer.predict(rule, tasks, logits, x, prepared or {})
     start = 0
     for task, batch in present:
         rows = slice(start, start := start + len(batch.y))

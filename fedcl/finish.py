@@ -16,19 +16,19 @@ from fedcl.results import Result
 from fedcl.run_dir import RunDir
 from fedcl.state import State
 
-_PREFIX = "infer."  # statistics for inferring the task, beside the parameters in model.safetensors
+_PREFIX = "infer."  # what inferring the task needs, beside the parameters in model.safetensors
 
 
 def write(config: Config, federation: Federation, state: State, run: RunDir) -> None:
     """Model file(s), final metrics, report."""
     for index, group in enumerate(state.groups):
         name = "model.safetensors" if len(state.groups) == 1 else f"model-{index}.safetensors"
-        statistics = {f"{_PREFIX}{key}": value for key, value in group.statistics.items()}
-        run.save_tensors(name, group.params | statistics)
+        prepared = infer.prepare(group.statistics)
+        run.save_tensors(name, group.params | {f"{_PREFIX}{key}": value for key, value in prepared.items()})
     net = restore(config, federation, state.groups[0].params)
     last = {"stage": len(federation.schedule) - 1, "round": len(federation.schedule) * config.train.rounds - 1}
     last |= {"phase": "final", "client": None, "task": None}  # type: ignore[dict-item]
-    figures = {"latency_ms": latency(net, federation, config, state.groups[0].statistics)}
+    figures = {"latency_ms": latency(net, federation, config, infer.prepare(state.groups[0].statistics))}
     sizes = net.sizes()
     first = sizes["trunk"] + next((n for part, n in sizes.items() if part != "trunk"), 0)
     figures["parameter_growth"] = sum(sizes.values()) / first
@@ -50,7 +50,7 @@ def restore(config: Config, federation: Federation, params: Params) -> DynamicNe
 
 
 @torch.no_grad()
-def latency(net: DynamicNet, federation: Federation, config: Config, statistics: Params) -> float:
+def latency(net: DynamicNet, federation: Federation, config: Config, prepared: Params) -> float:
     """Median time in ms to answer one sample with the task inferred from all modules."""
     x = torch.zeros(1, *federation.shape)
     tasks = [task for task in federation.tasks if task.id in net.tasks]
@@ -60,7 +60,7 @@ def latency(net: DynamicNet, federation: Federation, config: Config, statistics:
         features = net.features(x)
         if tasks:
             logits = {task.id: net.head(features, task.id) for task in tasks}
-            infer.predict(config.model.infer, tasks, logits, features, statistics)
+            infer.predict(config.model.infer, tasks, logits, x, prepared)
         else:
             net.head(features, "")
         times.append(time.perf_counter() - begin)

@@ -26,7 +26,8 @@ from fedcl._sample_grads import Call, closed_layers, floats, gradients, holds, j
 
 Forward = Callable[[Tensor], Tensor]
 Kind = Literal["exact", "sampled", "empirical"]
-_BUDGET = 1 << 24  # floats of per-sample gradients held at once: 64 MB
+_BUDGET = 1 << 24  # floats of per-sample gradients that vmap holds at once: 64 MB
+_BLOCK = 1 << 20  # those that a closed form holds: larger blocks of memory are slower than their arithmetic
 
 
 def diagonal(
@@ -47,7 +48,8 @@ def diagonal(
 
     Args:
         net: holds the parameters; its mode is put back afterwards.
-        forward: samples [n, *shape] → logits [n, C] by the net's own parameters; a closed class has -inf.
+        forward: samples [n, *shape] → logits [n, C] by the net's own parameters, not by copies of them; the
+            logit of a closed class is -inf.
         names: the parameters to measure, as in `net.named_parameters()`.
         x: samples [N, *shape], typically N = 100 to 1000.
         y: labels [N]; only `empirical` reads them.
@@ -59,7 +61,7 @@ def diagonal(
         Parameter's name → F ≥ 0, of the parameter's shape.
 
     Raises:
-        ValueError: an unknown kind or parameter, or no samples.
+        ValueError: an unknown kind or parameter, no samples, or `forward` reads other parameters.
     """
     wanted = set(names)
     parameters = {name: value.detach() for name, value in net.named_parameters() if name in wanted}
@@ -78,11 +80,7 @@ def diagonal(
             vectors = _cotangents(logits.detach(), y[start : start + chunk], kind, generator)
             if start == 0:
                 layers = {name: layer for name, layer in layers.items() if holds(calls[name], len(rows))}
-                closed = {
-                    join(name, key) for name, layer in layers.items() for key, _ in layer.named_parameters()
-                }
-                others = {name: value for name, value in parameters.items() if name not in closed}
-                rest = _used(net, forward, others, rows[:1])
+                rest = _others(net, forward, parameters, layers, rows[:1])
             _add_closed(fisher, layers, calls, logits, vectors)
             _add_vmapped(fisher, net, forward, rest, rows, vectors)
     return {name: value / len(x) for name, value in fisher.items()}
@@ -142,12 +140,17 @@ def _on_rows(layer: nn.Module, call: Call) -> bool:
 
 
 def _add_layer(fisher: dict[str, Tensor], name: str, layer: nn.Module, call: Call, delta: Tensor) -> None:
-    step = max(1, _BUDGET // floats(layer, call))
+    step = max(1, _BLOCK // floats(layer, call))
     for start in range(0, len(delta), step):
         part = slice(start, start + step)
         for key, gradient in gradients(layer, call.a[part], delta[part]).items():
-            if (target := join(name, key)) in fisher:
+            if (target := join(name, key)) not in fisher:
+                continue
+            if gradient[0].numel() < _BLOCK >> 6:
                 fisher[target] += gradient.square().sum(0)
+            else:  # sample by sample is one pass over large gradients instead of three
+                for sample in gradient:
+                    fisher[target].addcmul_(sample, sample)
 
 
 class _Bound(nn.Module):
@@ -161,19 +164,31 @@ class _Bound(nn.Module):
         return self.run(x)
 
 
-def _used(net: nn.Module, forward: Forward, parameters: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """Those of the parameters that the logits of x [1, *shape] depend on."""
-    if not parameters:
+def _others(
+    net: nn.Module,
+    forward: Forward,
+    parameters: dict[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    x: Tensor,
+) -> dict[str, Tensor]:
+    """The parameters without a closed form that the logits of x [1, *shape] depend on."""
+    closed = {join(name, key) for name, layer in layers.items() for key, _ in layer.named_parameters()}
+    if closed.issuperset(parameters):
         return {}
     leaves = {f"net.{name}": value.clone().requires_grad_() for name, value in parameters.items()}
     with torch.enable_grad():
         logits = cast(Tensor, functional_call(_Bound(net, forward), leaves, (x,)))
-    if not logits.requires_grad:
-        return {}
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        logits, list(leaves.values()), torch.ones_like(logits), allow_unused=True
-    )
-    return {name: parameters[name] for name, grad in zip(parameters, found, strict=True) if grad is not None}
+    used = set()
+    if logits.requires_grad:
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            logits, list(leaves.values()), torch.ones_like(logits), allow_unused=True
+        )
+        used = {name for name, grad in zip(parameters, found, strict=True) if grad is not None}
+    if layers and not used:
+        raise ValueError(
+            "`forward` reads copies of the net's parameters; it must read those of the net itself"
+        )
+    return {name: value for name, value in parameters.items() if name in used - closed}
 
 
 def _add_vmapped(
@@ -203,7 +218,7 @@ def _add_vmapped(
 
     stacked = torch.stack(vectors, dim=1)  # [n, K, C]
     step = max(1, _BUDGET // (2 * sum(value.numel() for value in parameters.values())))
-    # vjp records what it needs, nothing outside it is to be recorded; vmap has rules for the plain attention only.
+    # vjp records what it needs, nothing outside is to be recorded; vmap has rules for plain attention only.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for start in range(0, len(x), step):
             found = vmap(squares)(x[start : start + step], stacked[start : start + step])

@@ -1,24 +1,30 @@
-"""Which task does a sample belong to, when nobody says? Rules over the outputs of all task modules.
+"""Which task does a sample belong to, when nobody says? Rules over what all task modules know.
 
-Rules of the outputs alone are pure functions: logits per task [n, C_t] → scores [n, T]; the highest wins. The density
-rule needs statistics of the trunk's features, which hospitals send as sums at the end of a task: per class counts and
-feature sums, per task one second moment. Sums add up, so that no hospital's own need be seen.
+`entropy`, `confidence` and `energy` are pure functions of the modules' outputs: logits per task [n, C_t] → scores
+[n, T], the highest wins. They fail where a module was never shown another task's samples, which is the rule.
+
+`prototypes` gives each task's module the means of its classes in a space that never moves: a fixed random projection of
+the input with a ReLU (RanPAC, McDonnell et al. 2023, eqs. 3-5). Hospitals send sums at the end of a task: samples and
+features per class, one second moment per task. Sums add up, so that no hospital's own need be seen, and the
+result is that of the pooled data, whatever the split between hospitals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fedcl import rng
 from fedcl.config import Model
 from fedcl.contracts import Batch, FedclError, Memory, Params, Task
-from fedcl.models.dynamic_net import DynamicNet
 
 PREFIX = "infer/"
-SHRINKAGE = 0.05
+WIDTH = 256  # random features: 33 k numbers a task and hospital travel for the second moment
+SHRINKAGE = 0.01
 
 
 def entropy(logits: Sequence[Tensor]) -> Tensor:
@@ -40,30 +46,49 @@ def energy(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([z.logsumexp(1) for z in logits], 1)
 
 
-def density(tasks: Sequence[Task], features: Tensor, statistics: Params) -> Tensor:
-    """The task whose nearest class mean is nearest in Mahalanobis distance (Lee et al. 2018, eq. 2).
+def prepare(statistics: Params) -> Params:
+    """What prediction needs of all hospitals' sums: `whiten` [WIDTH, WIDTH] and `<task>.means` [C', WIDTH], whitened.
 
-    Class means per task, one covariance within classes over all tasks, shrunk towards a multiple of the identity.
+    Class means per task; one covariance within classes over all tasks, shrunk towards a multiple of the identity.
+    Classes without samples are left out. Empty for empty statistics.
     """
-    width = features.shape[1]
-    within = torch.zeros(width, width, dtype=torch.float64)
-    means, total = [], 0.0
+    tasks = [key.removesuffix(".count") for key in statistics if key.endswith(".count")]
+    if not tasks:
+        return {}
+    within = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    upper = torch.triu_indices(WIDTH, WIDTH)
+    means, total = {}, 0.0
     for task in tasks:
-        count = statistics[f"{task.id}.count"].double()
-        mean = statistics[f"{task.id}.sum"].double() / count.clamp_min(1)[:, None]
-        within += statistics[f"{task.id}.outer"].double() - (mean * count[:, None]).T @ mean
+        count = statistics[f"{task}.count"].double()
+        mean = statistics[f"{task}.sum"].double() / count.clamp_min(1)[:, None]
+        outer = torch.zeros_like(within)
+        outer[upper[0], upper[1]] = statistics[f"{task}.outer"].double()
+        within += outer + outer.triu(1).T - (mean * count[:, None]).T @ mean
         total += float(count.sum())
-        means.append(mean[count > 0])
-    within = within / max(total, 1.0)
+        means[task] = mean[count > 0].float()
+    within /= max(total, 1.0)
     scale = within.diagonal().mean().clamp_min(1e-12)
-    within = (1 - SHRINKAGE) * within + SHRINKAGE * scale * torch.eye(width, dtype=torch.float64)
-    whiten = torch.linalg.cholesky(torch.linalg.inv(within))
-    x = features.double() @ whiten
-    scores = [
-        -torch.cdist(x, mean @ whiten).amin(1) if len(mean) else torch.full((len(x),), -math.inf).double()
-        for mean in means
-    ]
-    return torch.stack(scores, 1)
+    within = (1 - SHRINKAGE) * within + SHRINKAGE * scale * torch.eye(WIDTH, dtype=torch.float64)
+    whiten = torch.linalg.cholesky(torch.linalg.inv(within)).float()
+    return {"whiten": whiten} | {f"{task}.means": mean @ whiten for task, mean in means.items()}
+
+
+def prototypes(tasks: Sequence[Task], x: Tensor, prepared: Params) -> Tensor:
+    """The task whose nearest class mean is nearest in Mahalanobis distance (Lee et al. 2018, eq. 2)."""
+    points = project(x) @ prepared["whiten"]
+    return torch.stack([-torch.cdist(points, prepared[f"{task.id}.means"]).amin(1) for task in tasks], 1)
+
+
+@lru_cache(maxsize=4)
+def _projection(inputs: int) -> Tensor:
+    """The same for everybody, in every run: nothing to send, nothing to keep."""
+    return torch.randn(inputs, WIDTH, generator=rng.torch_stream(0, "infer")) / math.sqrt(inputs)
+
+
+def project(x: Tensor) -> Tensor:
+    """Samples [n, *shape] → fixed random features [n, WIDTH], ≥ 0."""
+    flat = x.flatten(1).cpu()
+    return (flat @ _projection(flat.shape[1])).relu_()
 
 
 RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
@@ -74,28 +99,34 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 
 
 def resolve(rule: str) -> str:
-    """The rule behind a name; `auto` is `density`.
+    """The rule behind a name; `auto` is `prototypes`.
 
     Raises:
         FedclError: there is none of that name.
     """
-    rule = "density" if rule == "auto" else rule
-    if rule not in RULES and rule != "density":
-        raise FedclError(f"model.infer = {rule!r}: there are auto, density, {', '.join(RULES)}")
+    rule = "prototypes" if rule == "auto" else rule
+    if rule not in RULES and rule != "prototypes":
+        raise FedclError(f"model.infer = {rule!r}: there are auto, prototypes, {', '.join(RULES)}")
     return rule
 
 
 def needs_statistics(model: Model) -> bool:
     """Whether the hospitals have to send feature statistics at the end of a task."""
-    return model.heads == "task" and resolve(model.infer) == "density"
+    return model.heads == "task" and resolve(model.infer) == "prototypes"
 
 
 @torch.no_grad()
-def measure(net: DynamicNet, task: Task, batch: Batch) -> Memory:
-    """A hospital's sums for one task: count [C], sum [C, F], outer [F, F]; `batch.y` holds the module's outputs."""
-    features = net.features(batch.x).cpu()
+def measure(task: Task, batch: Batch) -> Memory:
+    """A hospital's sums for one task; `batch.y` holds the module's outputs.
+
+    Returns:
+        count [C], sum [C, WIDTH], and outer [WIDTH (WIDTH + 1) / 2], the upper triangle of Σ φ φᵀ.
+    """
+    features = project(batch.x)
     onehot = torch.nn.functional.one_hot(batch.y.cpu(), len(task.classes)).to(features.dtype)
-    sums = {"count": onehot.sum(0), "sum": onehot.T @ features, "outer": features.T @ features}
+    upper = torch.triu_indices(WIDTH, WIDTH)
+    outer = (features.T @ features)[upper[0], upper[1]]
+    sums = {"count": onehot.sum(0), "sum": onehot.T @ features, "outer": outer}
     return {f"{PREFIX}{task.id}.{name}": value for name, value in sums.items()}
 
 
@@ -110,15 +141,20 @@ def merge(statistics: Params, stage: Sequence[Mapping[str, Tensor]]) -> Params:
     return statistics | new
 
 
+def without(extras: Mapping[str, Tensor]) -> Params:
+    """What a client sent beside its sums."""
+    return {key: value for key, value in extras.items() if not key.startswith(PREFIX)}
+
+
 def predict(
-    rule: str, tasks: Sequence[Task], logits: Mapping[str, Tensor], features: Tensor, statistics: Params
+    rule: str, tasks: Sequence[Task], logits: Mapping[str, Tensor], x: Tensor, prepared: Params
 ) -> Tensor:
     """Global class ids [n] where the task is not known: the rule's task, then its module's class."""
     rule = resolve(rule)
-    if rule == "density" and any(f"{task.id}.count" not in statistics for task in tasks):
+    if rule == "prototypes" and any(f"{task.id}.means" not in prepared for task in tasks):
         rule = "entropy"  # a task that no hospital has consolidated yet
     outputs = [logits[task.id] for task in tasks]
-    scores = density(tasks, features, statistics) if rule == "density" else RULES[rule](outputs)
+    scores = prototypes(tasks, x, prepared) if rule == "prototypes" else RULES[rule](outputs)
     chosen = scores.argmax(1)
     classes = [torch.tensor(task.classes)[z.argmax(1)] for task, z in zip(tasks, outputs, strict=True)]
     return torch.stack(classes, 1).gather(1, chosen[:, None])[:, 0]

@@ -62,8 +62,7 @@ def shards(labels: np.ndarray, hospitals: int, each: int, generator: np.random.G
 def follow(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Share out published samples as training samples were: labels [N], table [C, H] → hospital [N].
 
-    A class goes to the hospitals in the proportions of its row, rounded; one that nobody trains on goes to all
-    in equal parts.
+    A class goes to the hospitals in the proportions of its row, rounded; where nobody trains on it, evenly.
     """
     owner = np.empty(len(labels), np.int64)
     for label in np.unique(labels):

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from fedcl import infer, plugins, rng, scores
+from fedcl.collect import Collection
 from fedcl.config import Config
-from fedcl.contracts import Answer, Ask, Event, FedclError, Job, Params, Update, role
+from fedcl.contracts import Ask, Event, Job, Params, Update, role
 from fedcl.federation import Federation
-from fedcl.merge import Merge, check
+from fedcl.merge import Merge
 from fedcl.methods import Combination
 from fedcl.models import dynamic_net
+from fedcl.plan import Jobs, Plan
 from fedcl.run_dir import RunDir
 from fedcl.state import Group, State
 
@@ -35,11 +37,11 @@ class Server:
 
     Args:
         config: the experiment.
-        federation: who has which task when; the server looks at counts and schedule, never at samples.
+        federation: who has which task when; the server looks at the schedule, never at samples.
         method: for what its server half does.
         ask: the clients.
         run: where results and checkpoints go.
-        notify: told of every round and stage.
+        notify: told of every round, stage and fault.
         flush: makes the clients of this process write their memories, before a checkpoint refers to them.
         stop: asked after every round; true ends the run there, saved.
     """
@@ -56,13 +58,13 @@ class Server:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.federation, self.method = config, federation, method
-        self.ask, self.directory = ask, run
+        self._ask, self._run = ask, run
         self._notify, self._flush, self._stop = notify, flush, stop
         self._aggregator = plugins.load("aggregators", config.federation.aggregator)()
         self._merger = plugins.load("mergers", config.federation.merger)()
-        self._tasks = federation.tasks
         with rng.torch_global(config.seed, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+        self._plan = Plan(config, federation, method, self._net.owner)
         self.state = State([Group(clients) for clients in federation.groups])
 
     def run(self, state: State | None = None) -> None:
@@ -72,346 +74,209 @@ class Server:
             FedclError: a round has too few valid answers, or the directory cannot be written.
             Interrupted: `stop` said so.
         """
-        config, stages = self.config, len(self.federation.schedule)
+        stages = len(self.federation.schedule)
         self.state = state or self._start()
-        self._notify(Event("start", self.state.stage, self.state.round, {"stages": stages}))
+        facts = {"stages": stages, "rounds": self.config.train.rounds}
+        self._notify(Event("start", self.state.stage, self.state.round, facts))
         for stage in range(self.state.stage, stages):
             self._open(stage)
-            for number in range(self.state.round, config.train.rounds):
+            for number in range(self.state.round, self.config.train.rounds):
                 self._round(stage, number)
                 self.state.round = number + 1
-                self._save(stage)
+                self._save()
             self._close(stage)
             self.state.stage, self.state.round, self.state.begun, self.state.done = stage + 1, 0, [], []
-            self._save(stage, always=True)
-
-    # ── the parts of a stage ─────────────────────────────────────────────────────────────────────────────────────
+            self._save(always=True)
 
     def _start(self) -> State:
-        """The state before the first round, with the starting weights and, where a net is scored untrained, that."""
+        """The state before the first round: everybody's starting weights, scored where they can answer."""
         if self.config.model.weights:
             dynamic_net.load_weights(self._net, self.config.model.weights)
-        state = self.state
-        for group in state.groups:
+        for group in self.state.groups:
             group.params = {name: value.detach().clone() for name, value in self._net.state_dict().items()}
         if self._net.owner("") == dynamic_net.SHARED:
-            self._evaluate(-1, self._all_classes())
-        return state
+            self._evaluate(-1, range(len(self.federation.classes)))
+        return self.state
 
     def _open(self, stage: int) -> None:
         """Add the modules of tasks that come for the first time, alike in all groups."""
-        plan = self.federation.schedule[stage]
-        current = sorted({task for tasks in plan for task in tasks})
-        for index in current:
-            task = self._tasks[index]
-            if self._net.owner(task.id) == task.id and task.id not in self._net.tasks:
-                with rng.torch_global(self.config.seed, "init", task=index):
-                    self._net.add_task(task.id, len(task.classes), self.config.model.expansion_units)
+        for past in range(stage + 1):  # the net of a resumed run needs the earlier ones too
+            for task in self._plan.tasks(past, range(len(self.federation.members))):
+                if self._net.owner(task.id) == task.id and task.id not in self._net.tasks:
+                    with rng.torch_global(self.config.seed, "init", task=task.index):
+                        self._net.add_task(task.id, len(task.classes), self.config.model.expansion_units)
         fresh = self._net.state_dict()
+        met = set(self.state.seen)
         for group in self.state.groups:
-            here = {self._net.owner(self._tasks[t].id) for c in group.clients for t in plan[c]}
-            for name, value in fresh.items():
-                if name not in group.params and role(name) in here:
+            tasks = self._plan.tasks(stage, group.clients)
+            met.update(c for task in tasks for c in task.classes)
+            for name, value in self._plan.needed(fresh, [task.index for task in tasks]).items():
+                if name not in group.params:
                     group.params[name] = value.detach().clone()
-        met = {c for index in current for c in self._tasks[index].classes}
-        self.state.seen = sorted(met.union(self.state.seen))
+        self.state.seen = sorted(met)
 
     def _round(self, stage: int, number: int) -> None:
+        """Train, collect, merge, once."""
         begin = time.perf_counter()
-        overall = stage * self.config.train.rounds + number
-        for group in self.state.groups:
-            self._catch_up(group, stage, overall)
         records: list[dict[str, Any]] = []
-        down = up = answered = 0
+        totals = {"bytes_down": 0, "bytes_up": 0, "clients": 0}
         for group in self.state.groups:
+            self._catch_up(group, stage)
             merge, uploads = Merge(self._aggregator, self._merger), []
-            jobs = self._plan(group, stage, number)
-            errors: list[str] = []
-            for answer in self._ask(jobs, stage, overall, errors, records):
-                update = self._accept(answer)
-                records += _train_records(update, self.federation, self._named(stage, answer.client))
+            collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
+            for update in collection.updates(self._ask, self.config.federation.timeout):
+                self._accept(group, update)
+                records += self._train_records(stage, update)
                 if update.weight > 0:
                     merge.add(update)
                     uploads.append((update.weight, update.extras))
-                answered += 1
-                down, up = down + answer.bytes_down, up + answer.bytes_up
-            self._require(len(jobs) - len(errors), jobs, errors, stage, number)
+                    if self._plan.on_local(number):
+                        self.state.done.append(update.client)
+            collection.require(self.config.federation.quorum, f"stage {stage}, round {number}")
             group.params, group.rules = merge.apply(group.params, group.rules)
-            if any(extras for _, extras in uploads):  # consolidated on the local models
+            if self._plan.on_local(number):
                 self._absorb(group, stage, uploads)
-                self.state.done += [client for client, _ in jobs if self._consolidates(stage, number)]
-        seconds = time.perf_counter() - begin
-        totals = {"seconds": seconds, "bytes_down": down, "bytes_up": up, "clients": answered}
-        records += [{"phase": "train", "name": name, "value": value} for name, value in totals.items()]
+            records += collection.records
+            totals["bytes_down"] += collection.bytes_down
+            totals["bytes_up"] += collection.bytes_up
+            totals["clients"] += collection.answered
+        facts = totals | {"seconds": time.perf_counter() - begin}
+        self._log(stage, number, records + [{"phase": "train", "name": n, "value": v} for n, v in facts.items()])
         losses = [r["value"] for r in records if r["name"] == "loss"]
-        accuracies = [r["value"] for r in records if r["phase"] == "validate" and r["name"] == "accuracy"]
-        self._log(stage, overall, records)
-        facts = totals | {"loss": _mean(losses), "accuracy": _mean(accuracies)}
-        self._notify(Event("round", stage, number, facts))
+        accuracies = [r["value"] for r in records if (r["phase"], r["name"]) == ("validate", "accuracy")]
+        self._notify(Event("round", stage, number, facts | {"loss": _mean(losses), "accuracy": _mean(accuracies)}))
 
     def _close(self, stage: int) -> None:
         """Consolidate on the merged model, then evaluate it at every hospital."""
-        overall = (stage + 1) * self.config.train.rounds - 1
         for group in self.state.groups:
             if self.config.model.gate_threshold > 0:
-                self._close_gates(group, stage)
-            if self._has_consolidation():
-                clients = [c for c in group.clients if self.federation.schedule[stage][c]]
-                waiting = [c for c in clients if c not in self.state.done]
-                late = self._consolidate(group, stage, overall, waiting)
+                self._close_gates(group)
+            if self._plan.consolidates:
+                current = [c for c in group.clients if self.federation.schedule[stage][c]]
+                waiting = [c for c in current if c not in self.state.done]
+                late = self._consolidate(group, stage, waiting)
                 for client in late:
                     self.state.late.setdefault(client, []).append(stage)
                 if late:
                     group.snapshots[stage] = dict(group.params)
         self._evaluate(stage, self.state.seen)
 
-    # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def _consolidate(self, group: Group, stage: int, clients: Sequence[int]) -> list[int]:
+        """Let clients keep what their method keeps of the stage's task; returns those that did not answer."""
+        last = self.config.train.rounds - 1
+        jobs = self._plan.consolidation(self.state, group, stage, clients)
+        collection = self._collection(jobs, stage, last)
+        uploads = []
+        for update in collection.updates(self._ask, self.config.federation.timeout):
+            self._accept(group, update)
+            uploads.append((update.weight, update.extras))
+            clients = [client for client in clients if client != update.client]
+        self._absorb(group, stage, uploads)
+        self._log(stage, last, collection.records + _traffic("consolidate", [collection]))
+        return list(clients)
 
-    def _plan(self, group: Group, stage: int, number: int) -> list[tuple[int, Job]]:
-        """The round's Jobs, by client; which clients is a function of the round alone."""
-        config, schedule = self.config, self.federation.schedule[stage]
-        overall = stage * config.train.rounds + number
-        clients = [client for client in group.clients if schedule[client]]
-        if config.federation.fraction < 1 and len(clients) > 1:
-            size = max(1, round(config.federation.fraction * len(clients)))
-            draw = rng.stream(config.seed, "cohort", round=overall).permutation(len(clients))[:size]
-            clients = [clients[i] for i in sorted(draw)]
-        last = number == config.train.rounds - 1
-        flags = ["local"] if last else []
-        if config.run.validate_every and (number + 1) % config.run.validate_every == 0:
-            flags.append("validate")
-        if self._consolidates(stage, number):
-            flags.append("consolidate")
-        shared: dict[tuple[int, ...], Params] = {}
-        jobs = []
-        for client in clients:
-            tasks = schedule[client]
-            arrays = shared.setdefault(tasks, self._needed(group, tasks))
-            job = self._job(group, client, stage, overall, tasks, shared[tasks] if arrays is None else arrays)
-            begin = [] if client in self.state.begun else ["begin"]
-            jobs.append((client, replace(job, lr=self._lr(number), flags=(*flags, *begin))))
-        return jobs
-
-    def _job(
-        self, group: Group, client: int, stage: int, overall: int, tasks: Sequence[int], arrays: Params
-    ) -> Job:
-        told = self.state.told.get(client, -1) >= group.broadcast_at
-        return Job(
-            phase="train",
-            stage=stage,
-            round=overall,
-            tasks=tuple(self._tasks[index].id for index in tasks),
-            arrays=arrays,
-            version=self.state.versions.get(client, ""),
-            broadcast={} if told else group.broadcast,
-            seen=tuple(self.state.seen),
-        )
-
-    def _needed(self, group: Group, tasks: Sequence[int]) -> Params:
-        """What these tasks need: the trunk, and their own modules and gates."""
-        parts = {"", *(self._net.owner(self._tasks[index].id) for index in tasks)}
-        return {name: value for name, value in group.params.items() if role(name) in parts}
-
-    def _ask(
-        self,
-        jobs: list[tuple[int, Job]],
-        stage: int,
-        overall: int,
-        errors: list[str],
-        records: list[dict[str, Any]],
-    ) -> Any:
-        """Answers that can be used; of all others the reason goes into `errors` and the records."""
-        parameters = {name for name, _ in self._net.named_parameters()}
-        asked = dict(jobs)
-        for answer in self.ask(jobs, self.config.federation.timeout):
-            error, job = answer.error, asked[answer.client]
-            if answer.update is not None:
-                trained = job.phase == "train" and answer.update.weight > 0
-                expected = {
-                    name: value
-                    for name, value in job.arrays.items()
-                    if trained and name in parameters and self.method.trainable(name, stage)
-                }
-                error = check(answer.update.arrays, expected) if job.phase != "evaluate" else ""
-                weight = answer.update.weight
-                error = error or ("" if math.isfinite(weight) and weight >= 0 else f"its weight is {weight}")
-            if error:
-                errors.append(f"client {answer.client}: {error}")
-                kind = "rejected" if answer.update is not None else "missing"
-                records.append(
-                    {"phase": "fault", "client": answer.client, "name": kind, "value": 1, "note": error}
-                )
-                facts = {"client": answer.client, "what": kind, "why": error}
-                self._notify(Event("fault", stage, overall % self.config.train.rounds, facts))
-                continue
-            yield answer
-
-    def _accept(self, answer: Answer) -> Update:
-        """Note what a valid answer means for the client's memory."""
-        update = answer.update
-        assert update is not None
-        self.state.versions[update.client] = update.version
-        self.state.told[update.client] = self._group(update.client).broadcast_at
-        if update.client not in self.state.begun:
-            self.state.begun.append(update.client)
-        return update
-
-    def _require(
-        self, valid: int, jobs: list[tuple[int, Job]], errors: list[str], stage: int, number: int
-    ) -> None:
-        needed = math.ceil(self.config.federation.quorum * len(jobs))
-        if jobs and valid < max(needed, 1):
-            raise FedclError(
-                f"stage {stage}, round {number}: {valid} of {len(jobs)} clients answered, {needed} are needed "
-                f"(federation.quorum); {'; '.join(errors[:5])}"
-            )
-
-    # ── consolidation and evaluation ─────────────────────────────────────────────────────────────────────────────
-
-    def _has_consolidation(self) -> bool:
-        return "end_task" in self.method.hooks() or infer.needs_statistics(self.config.model)
-
-    def _consolidates(self, stage: int, number: int) -> bool:
-        """Whether clients consolidate on their own models, in the stage's last round."""
-        on_local = self.config.federation.consolidate_on == "local"
-        return on_local and number == self.config.train.rounds - 1 and self._has_consolidation()
-
-    def _consolidate(
-        self, group: Group, stage: int, overall: int, clients: Sequence[int], params: Params | None = None
-    ) -> list[int]:
-        """Let clients keep what their method keeps; returns those that did not answer."""
-        source = replace(group, params=params) if params is not None else group
-        shared: dict[tuple[int, ...], Params] = {}
-        jobs = []
-        for client in clients:
-            tasks = self.federation.schedule[stage][client]
-            shared.setdefault(tasks, self._needed(source, tasks))
-            job = self._job(group, client, stage, overall, tasks, shared[tasks])
-            jobs.append((client, replace(job, phase="consolidate")))
-        uploads, records, errors = [], [], []  # type: ignore[var-annotated]
-        answered = set()
-        for answer in self._ask(jobs, stage, overall, errors, records):
-            update = self._accept(answer)
-            uploads.append((update.weight, {k: v.clone() for k, v in update.extras.items()}))
-            answered.add(update.client)
-            for name, size in (("bytes_down", answer.bytes_down), ("bytes_up", answer.bytes_up)):
-                records.append(
-                    {"phase": "consolidate", "client": update.client, "name": name, "value": size}
-                )
-        self._absorb(source, stage, uploads)
-        if source is not group:
-            group.method, group.broadcast, group.broadcast_at = source.method, source.broadcast, source.broadcast_at
-            group.statistics = source.statistics
-        self._log(stage, overall, records)
-        return [client for client in clients if client not in answered]
-
-    def _absorb(self, group: Group, stage: int, uploads: list[tuple[float, Params]]) -> None:
-        """What consolidation sent: sums for inferring the task, and uploads of the method."""
-        group.statistics = infer.merge(group.statistics, [extras for _, extras in uploads])
-        own = [
-            (weight, {k: v for k, v in extras.items() if not k.startswith(infer.PREFIX)})
-            for weight, extras in uploads
-        ]
-        if "server" in self.method.hooks():
-            group.method, group.broadcast = self.method.server(group.params, group.method, own)
-            group.broadcast_at = max(stage, group.broadcast_at + 1)
-
-    def _catch_up(self, group: Group, stage: int, overall: int) -> None:
+    def _catch_up(self, group: Group, stage: int) -> None:
         """Clients that missed a consolidation do it now, on the model of that stage, before they train again."""
         for past in sorted({s for c in group.clients for s in self.state.late.get(c, [])}):
             clients = [c for c in group.clients if past in self.state.late.get(c, [])]
-            late = self._consolidate(group, past, overall, clients, group.snapshots[past])
+            then = replace(group, params=group.snapshots[past])
+            late = self._consolidate(then, past, clients)
+            group.method, group.broadcast, group.statistics = then.method, then.broadcast, then.statistics
+            group.broadcast_at = then.broadcast_at
             for client in set(clients) - set(late):
                 self.state.late[client].remove(past)
             if not late:
                 del group.snapshots[past]
 
-    def _close_gates(self, group: Group, stage: int) -> None:
+    def _absorb(self, group: Group, stage: int, uploads: list[tuple[float, Params]]) -> None:
+        """What consolidation sent: sums for inferring the task, and uploads of the method."""
+        group.statistics = infer.merge(group.statistics, [extras for _, extras in uploads])
+        if "server" in self.method.hooks():
+            own = [(weight, infer.without(extras)) for weight, extras in uploads]
+            group.method, group.broadcast = self.method.server(group.params, group.method, own)
+            group.broadcast_at = max(stage, group.broadcast_at + 1)
+
+    def _evaluate(self, stage: int, seen: Sequence[int]) -> None:
+        """Score each group's model on the test data of its hospitals."""
+        last = self.config.train.rounds - 1
+        collections, replies = [], []
+        for group in self.state.groups:
+            collection = self._collection(self._plan.evaluation(group, stage, seen), stage, last)
+            replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
+            collections.append(collection)
+        table = scores.table(replies)
+        sizes = self._net.sizes()
+        records = [{"phase": "end" if stage >= 0 else "start", **row} for row in table]
+        records += [record for collection in collections for record in collection.records]
+        records += _traffic("evaluate", collections)
+        records.append({"phase": "model", "name": "parameters", "value": sum(sizes.values())})
+        records += [{"phase": "model", "task": t, "name": "parameters", "value": n} for t, n in sizes.items()]
+        self._log(max(stage, -1), last if stage >= 0 else 0, records)
+        pooled = {(row["task"], row["name"]): row["value"] for row in table if row["client"] is None}
+        self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
+
+    def _close_gates(self, group: Group) -> None:
         """Switch off for good the units whose gate is nearly shut; the mask is the server's to decide."""
         for name in [n for n in group.params if n.startswith("gates.") and n.endswith(".mask")]:
             gate = torch.sigmoid(group.params[name.removesuffix("mask") + "logits"])
             group.params[name] = group.params[name] * (gate >= self.config.model.gate_threshold)
 
-    def _evaluate(self, stage: int, seen: Sequence[int]) -> None:
-        overall = max((stage + 1) * self.config.train.rounds - 1, 0)
-        errors: list[str] = []
-        records: list[dict[str, Any]] = []
-        answers: list[tuple[Update, int, int]] = []
-        for group in self.state.groups:
-            there = {role(name) for name in group.params}
-            tasks = [task for task in self._tasks if self._net.owner(task.id) in there]
-            if not tasks:
-                continue
-            job = Job(
-                "evaluate", stage, overall, tuple(t.id for t in tasks), group.params,
-                broadcast=group.statistics, seen=tuple(seen),
-            )  # fmt: skip
-            for answer in self._ask([(c, job) for c in group.clients], stage, overall, errors, records):
-                answers.append((answer.update, answer.bytes_down, answer.bytes_up))
-        table = scores.table([update.arrays for update, _, _ in answers])
-        phase = "end" if stage >= 0 else "start"
-        records += [{"phase": phase, **row} for row in table]
-        for name, column in (("bytes_down", 1), ("bytes_up", 2)):
-            records.append({"phase": "evaluate", "name": name, "value": sum(a[column] for a in answers)})  # type: ignore[misc]
-        sizes = self._net.sizes()
-        records.append({"phase": "model", "name": "parameters", "value": sum(sizes.values())})
-        records += [{"phase": "model", "task": t, "name": "parameters", "value": n} for t, n in sizes.items()]
-        self._log(stage, overall, records)
-        pooled = {
-            (row["task"], row["name"]): row["value"] for row in table if row["client"] is None
-        }
-        self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
+    def _collection(self, jobs: Jobs, stage: int, number: int) -> Collection:
+        parameters = {name for name, _ in self._net.named_parameters()}
 
-    # ── small things ─────────────────────────────────────────────────────────────────────────────────────────────
+        def expected(job: Job) -> Params:
+            if job.phase != "train":
+                return {}
+            moves = self.method.trainable
+            return {n: v for n, v in job.arrays.items() if n in parameters and moves(n, stage)}
 
-    def _save(self, stage: int, always: bool = False) -> None:
+        def on_fault(client: int, what: str, why: str) -> None:
+            self._notify(Event("fault", stage, number, {"client": client, "what": what, "why": why}))
+
+        return Collection(jobs, expected, on_fault)
+
+    def _accept(self, group: Group, update: Update) -> None:
+        """Note what a valid answer means for the client's memory."""
+        self.state.versions[update.client] = update.version
+        self.state.told[update.client] = group.broadcast_at
+        if update.client not in self.state.begun:
+            self.state.begun.append(update.client)
+
+    def _train_records(self, stage: int, update: Update) -> list[dict[str, Any]]:
+        """An update's metrics: `validate/…` and `local/…` are about a hospital and its task."""
+        tasks = self._plan.tasks(stage, [update.client])
+        about = {"client": self.federation.members[update.client][0], "task": tasks[0].id}
+        records = []
+        for name, value in update.metrics.items():
+            phase, _, short = name.rpartition("/")
+            whose = about if phase else {"client": update.client}
+            records.append({"phase": phase or "train", "name": short, "value": value, **whose})
+        return records
+
+    def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""
-        run, every = self.directory, self.config.run.checkpoint_every
-        overall = self.state.stage * self.config.train.rounds + self.state.round
+        run, every = self._run, self.config.run.checkpoint_every
+        overall = self._plan.overall(self.state.stage, self.state.round)
         elapsed = time.monotonic() - run.started
         due = overall % every == 0 if every else run.saving <= _CHECKPOINT_SHARE * elapsed
         stop = self._stop()
         if due or always or stop:
             self._flush()
             tensors, plain = self.state.pack()
-            plain["seconds"] = self.state.seconds + elapsed
-            run.checkpoint(overall, tensors, plain)
+            run.checkpoint(overall, tensors, plain | {"seconds": self.state.seconds + elapsed})
         if stop:
             raise Interrupted
 
-    def _log(self, stage: int, overall: int, records: list[dict[str, Any]]) -> None:
-        blank = {"stage": stage, "round": overall, "client": None, "task": None}
-        self.directory.log(blank | record for record in records)
-
-    def _lr(self, number: int) -> float:
-        """The learning rate of a stage's round."""
-        train = self.config.train
-        progress = number / train.rounds
-        if train.lr_schedule == "cosine":
-            return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        if train.lr_schedule == "step":
-            return train.lr * (0.1 if progress >= 0.6 else 1.0) * (0.1 if progress >= 0.85 else 1.0)
-        return train.lr
-
-    def _group(self, client: int) -> Group:
-        return next(group for group in self.state.groups if client in group.clients)
-
-    def _named(self, stage: int, client: int) -> str | None:
-        tasks = self.federation.schedule[stage][client]
-        return self._tasks[tasks[0]].id if len(tasks) == 1 else None
-
-    def _all_classes(self) -> list[int]:
-        return list(range(len(self.federation.classes)))
+    def _log(self, stage: int, number: int, records: list[dict[str, Any]]) -> None:
+        blank = {"stage": stage, "round": max(self._plan.overall(stage, number), 0), "client": None, "task": None}
+        self._run.log(blank | record for record in records)
 
 
-def _train_records(update: Update, federation: Federation, task: str | None) -> list[dict[str, Any]]:
-    """An update's metrics as records: `validate/…` and `local/…` are about the hospital and its task."""
-    records = []
-    for name, value in update.metrics.items():
-        phase, _, short = name.rpartition("/")
-        about = {"client": federation.members[update.client][0], "task": task} if phase else {"client": update.client}
-        records.append({"phase": phase or "train", "name": short, "value": value, **about})
-    return records
+def _traffic(phase: str, collections: Sequence[Collection]) -> list[dict[str, Any]]:
+    return [
+        {"phase": phase, "name": name, "value": sum(getattr(c, name) for c in collections)}
+        for name in ("bytes_down", "bytes_up")
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

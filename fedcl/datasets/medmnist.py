@@ -58,7 +58,7 @@ def build(root: Path, *, variant: str = "pneumoniamnist") -> Samples:
             labels = [archive[f"{name}_labels"].reshape(-1) for name in names]
         x = np.concatenate(images)
         y = np.concatenate(labels).astype(np.int64)
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, TypeError) as error:
         raise _files.damaged(f"medmnist:{variant}", path, error) from error
     x = x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     split = np.repeat(np.array(list(names.values()), np.int8), [len(part) for part in labels])

@@ -55,7 +55,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, BadZipFile, AttributeError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, TypeError) as error:
         raise FedclError(
             f"{path} is no .npz file that can be read: {error}; write it with numpy.savez"
         ) from error

@@ -1,7 +1,7 @@
 """ResNet-18 with GroupNorm, under torchvision's parameter names; images of 8 pixels and more.
 
 He et al. 2016 with the norm of Wu & He 2018: BatchNorm's running statistics drift to the last task and differ
-between hospitals, so no trunk has one. The norms keep torchvision's names `bn1`, `bn2`, so that its weights load.
+between hospitals, so no trunk has one. The norms keep torchvision's names (bn1, bn2), so its weights load.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def build(
 
     Args:
         shape: [channels, height, width] of an image.
-        groups: of GroupNorm, 32 in Wu & He 2018; a layer takes a divisor of it that leaves two channels a group.
+        groups: of GroupNorm, 32 in Wu & He 2018; a layer takes a divisor that leaves two channels each.
         width_multiplier: times the 64, 128, 256 and 512 channels, typically 0.25 to 1.
-        stem: `large` is torchvision's, a 7×7 convolution with stride and pooling, which its weights need; `small`
-            is a 3×3 one that keeps the size; `auto` is small up to 64 pixels.
+        stem: `large` is torchvision's, a 7×7 convolution with stride and pooling, which its weights need;
+            `small` is a 3×3 one that keeps the size; `auto` is small up to 64 pixels.
 
     Raises:
         FedclError: an option has no such value, or the samples are no images.

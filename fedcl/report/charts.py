@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from fedcl.report.svg import Axis, el, frame, hint, line, num, picture, short, text, thin
+from fedcl.report.svg import Axis, Head, el, frame, hint, line, num, picture, short, text, thin
 
-WIDTH, HEIGHT = 560.0, 320.0
+HEIGHT = 320.0
 LEFT, TOP, BOTTOM = 54.0, 34.0, 46.0
 Point = tuple[float, float]
+Scale = Callable[[float], float]
 
 
 class Series(NamedTuple):
@@ -24,29 +25,28 @@ class Series(NamedTuple):
 
 
 def curves(
-    name: str,
-    title: str,
-    description: str,
+    head: Head,
     series: Sequence[Series],
     x: Axis,
     y: Axis,
     marks: Sequence[tuple[float, str]] = (),
     band: tuple[Sequence[Point], Sequence[Point]] | None = None,
+    width: float = 560.0,
 ) -> Markup:
-    """Curves over `x`, with vertical marks (at, name) and, if given, a band between a lower and an upper curve."""
+    """Curves over `x`, with vertical marks (at, name) and a band between a lower and an upper curve."""
     longest = max((len(short(s.label)) for s in series), default=0)
-    box = (LEFT, TOP, WIDTH - 14 - 6.6 * longest - (14 if longest else 0), HEIGHT - BOTTOM)
+    box = (LEFT, TOP, width - 14 - 6.6 * longest - (14 if longest else 0), HEIGHT - BOTTOM)
     across, up = x.scale(box[0], box[2]), y.scale(box[3], box[1])
     parts = frame(x, y, box)
     for at, label in marks:
         parts.append(line(across(at), box[1], across(at), box[3], "mark"))
         parts.append(text(across(at) + 3, box[1] - 2, label, "tick"))
     if band and band[0]:
-        outline = [*band[0], *reversed(band[1])]
-        parts.append(el("polygon", points=" ".join(f"{num(across(a))},{num(up(b))}" for a, b in outline), class_="band"))
+        corners = " ".join(f"{num(across(a))},{num(up(b))}" for a, b in [*band[0], *reversed(band[1])])
+        parts.append(el("polygon", points=corners, class_="band"))
     parts += [_curve(s, [(across(a), up(b)) for a, b in thin(s.points)], x, y) for s in series]
     parts += _names(series, across, up, box)
-    return picture(name, title, description, WIDTH, HEIGHT, parts)
+    return picture(head, width, HEIGHT, parts)
 
 
 def _curve(s: Series, at: Sequence[Point], x: Axis, y: Axis) -> str:
@@ -66,10 +66,8 @@ def _curve(s: Series, at: Sequence[Point], x: Axis, y: Axis) -> str:
     return "".join(parts)
 
 
-def _names(series: Sequence[Series], across: object, up: object, box: tuple[float, ...]) -> list[str]:
+def _names(series: Sequence[Series], across: Scale, up: Scale, box: tuple[float, ...]) -> list[str]:
     """The curves' names right of their last points, moved apart where they would overlap."""
-    assert callable(across)
-    assert callable(up)
     ends = []
     for s in series:
         last = next(((a, b) for a, b in reversed(s.points) if math.isfinite(b)), None)

@@ -1,24 +1,24 @@
-"""Which figures a run has, and what each says: Result → Figure. Pure.
+"""Which figures a run has over its stages, and what each says: Result → Figure. Pure.
 
 Stages and rounds count from 1 here, as people do, and from 0 in metrics.jsonl.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-from fedcl.metrics import Floats, Matrix, Scores, by_hospital, hospital_accuracy, mean, peak_forgetting, seen_accuracy
-from fedcl.report.charts import Point, Series, curves
-from fedcl.report.rows import Look, heat, ranges, stacked, timetable
-from fedcl.report.svg import Axis, accuracy_axis, colour, percent
-from fedcl.results import Record, Result
+from fedcl.metrics import Floats, Matrix, Scores, hospital_accuracy, mean, peak_forgetting, seen_accuracy
+from fedcl.report.bars import Mark, ranges
+from fedcl.report.charts import Series, curves
+from fedcl.report.heat import Look, heat
+from fedcl.report.svg import Axis, Head, accuracy_axis, colour, percent
+from fedcl.results import Result
 
 MANY = 8  # more hospitals than this are drawn as a crowd, with the best, the worst and the mean named
+WAYS = ("known", "inferred")
 
 
 class Figure(NamedTuple):
@@ -28,163 +28,143 @@ class Figure(NamedTuple):
     caption: str
     svg: Markup
     wide: bool = False
-    switch: str = ""  # the hospital switch that redraws it: "known" or "inferred"
-
-
-def compact(value: float) -> str:
-    """1234567 → "1.2 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
+    switch: str = ""  # the hospital switch redraws it with these accuracies: "known" or "inferred"
 
 
 def names(result: Result) -> list[str]:
-    """The tasks' titles, numbered: "1 · 0, 1"."""
+    """The tasks' titles."""
     return [task.title if task.title != task.id else f"task {t + 1}" for t, task in enumerate(result.tasks)]
 
 
-def _stages(result: Result) -> Axis:
-    last = max(len(result.accuracy), 2)
-    return Axis("after stage", 1, last, lambda v: f"{v:.0f}", whole=True)
-
-
-def matrix(result: Result, values: Floats, name: str, how: str) -> Figure:
-    """R[after stage, on task] of all hospitals pooled; a script redraws it for one hospital."""
-    tasks, whole = names(result), result.known.whole()
-    stages = [str(s + 1) for s in range(len(values))]
-    outline = np.arange(len(values))[:, None] == whole.last[None, :]
-    digits = 0 if len(tasks) > 12 else 1
-    look = Look(
-        stages,
-        tasks,
-        "after stage",
-        "on task",
-        lambda v: f"{100 * v:.{digits}f}",
-        lambda s, t: f"After stage {s + 1}, on task {tasks[t]}: {value(float(values[s, t]))}",
-        void="no module yet, or no test samples",
-    )
-    title = f"Accuracy in per cent, task {how}"
-    about = f"Heat map of the accuracy on each task after each stage, task {how}. Final mean {value(mean(whole_final(values, whole)))}."
-    caption = f"Test accuracy in per cent, task {how}. Rows: after which stage. Columns: on which task. A border marks the stage in which a task was last trained."
-    return Figure(title, caption, heat(name, title, about, values, look, outline), switch=how)
-
-
-def whole_final(values: Floats, whole: Matrix) -> Floats:
-    """[T] the last row, of seen tasks."""
-    return np.where(whole.seen, values[-1], np.nan) if len(values) else np.full(len(whole.last), np.nan)
-
-
-def value(fraction: float) -> str:
+def say(fraction: float) -> str:
     """A fraction in words: "87.3 %" or "not defined"."""
     return percent(fraction, 1) if np.isfinite(fraction) else "not defined"
 
 
-def forgetting(scores: Scores, tasks: Sequence[str], name: str, how: str) -> Figure:
-    """Per task: the best it ever was, as it was just learned, and what is left."""
+def matrices(result: Result) -> list[Figure]:
+    """R[after stage, on task] of all hospitals pooled; a script redraws it for one hospital."""
+    tasks, last = names(result), result.learned_at
+    digits = 0 if len(tasks) > 12 else 1
+    figures = []
+    for how, scores in zip(WAYS, (result.known, result.unknown), strict=True):
+        values = scores.pooled
+
+        def about(s: int, t: int, values: Floats = values) -> str:
+            return f"After stage {s + 1}, on task {tasks[t]}: {say(float(values[s, t]))}"
+
+        stages = [str(s + 1) for s in range(len(values))]
+        look = Look(stages, tasks, "after stage", "on task", lambda v: f"{100 * v:.{digits}f}", about)
+        title = f"Accuracy in per cent, task {how}"
+        final = say(mean(scores.whole().final))
+        spoken = f"Accuracy on each task after each stage, task {how}; mean in the end {final}."
+        outline = np.arange(len(values))[:, None] == last[None, :]
+        svg = heat(Head(f"matrix-{how}", title, spoken), values, look, outline)
+        figures.append(
+            Figure(
+                title,
+                f"Test data, task {how}. A border: the stage in which a task was last trained.",
+                svg,
+                len(tasks) > 12,
+                how,
+            )
+        )
+    return figures
+
+
+def forgetting(result: Result) -> list[Figure]:
+    """Per task: the best it ever was, as it was just learned, and what is left; on one common axis."""
+    marks = [_drop(scores) for scores in (result.known, result.unknown)]
+    axis = accuracy_axis(np.concatenate([v for pair in marks for _, v in pair]).tolist(), "test accuracy")
+    figures = []
+    for how, three in zip(WAYS, marks, strict=True):
+        title = f"Forgetting per task, task {how}"
+        lost = zip(names(result), three[2][1] - three[0][1], strict=True)
+        about = "; ".join(f"{t}: {100 * d:+.1f} points" for t, d in lost if np.isfinite(d))
+        head = Head(f"forgetting-{how}", title, about or "No task is old enough to have been forgotten.")
+        caption = f"Test data of all hospitals, task {how}. The number is final − best."
+        figures.append(Figure(title, caption, ranges(head, names(result), three, axis)))
+    return figures
+
+
+def _drop(scores: Scores) -> list[Mark]:
     m = scores.whole()
-    peak = m.final + peak_forgetting(m)
-    marks = [("best ever", peak), ("just learned", m.learned), ("final", m.final)]
-    axis = accuracy_axis(np.concatenate([v for _, v in marks]).tolist(), f"test accuracy, task {how}")
-    drop = peak_forgetting(m)
-    about = "; ".join(f"{t}: lost {value(float(d))}" for t, d in zip(tasks, drop, strict=True) if np.isfinite(d))
-    title = f"Forgetting per task, task {how}"
-    caption = f"From the best accuracy that a task ever had to what is left of it after the final stage, task {how}. The number is final − best in points; tasks still being learned in the final stage have none."
-    return Figure(title, caption, ranges(name, title, about or "No task is old enough to be forgotten.", tasks, marks, axis))
+    learned = np.where(m.old, m.learned, np.nan)
+    return [("best ever", m.final + peak_forgetting(m)), ("just learned", learned), ("final", m.final)]
 
 
-def task_curves(result: Result, values: Floats, name: str, how: str) -> Figure:
-    """Test accuracy of each task over the stages, pooled."""
+def stages(result: Result) -> Axis:
+    """The finished stages."""
+    last = float(max(len(result.accuracy), 2))
+    return Axis("after stage", 1.0, last, lambda v: f"{v:.0f}", whole=True)
+
+
+def task_curves(result: Result) -> list[Figure]:
+    """Test accuracy of each task over the stages, pooled; on one common axis."""
     first = result.known.whole().first
-    series = []
-    for t, label in enumerate(names(result)):
-        start = max(int(first[t]), 0)
-        points = [(s + 1.0, float(values[s, t])) for s in range(start, len(values)) if first[t] >= 0]
-        series.append(Series(label, points, colour(t)))
-    title = f"Each task over the stages, task {how}"
-    axis = accuracy_axis([p[1] for s in series for p in s.points], "test accuracy")
-    about = f"Test accuracy of each task after each stage since it was met, task {how}."
-    return Figure(title, f"Test accuracy on the samples of all hospitals, task {how}, since the task was met.",
-                  curves(name, title, about, series, _stages(result), axis))
+    both = []
+    for values in (result.pooled, result.pooled_inferred):
+        both.append(
+            [
+                Series(
+                    label, [(s + 1.0, float(values[s, t])) for s in range(first[t], len(values))], colour(t)
+                )
+                for t, label in enumerate(names(result))
+                if first[t] >= 0
+            ]
+        )
+    axis = accuracy_axis([p[1] for series in both for s in series for p in s.points], "test accuracy")
+    figures = []
+    for how, series in zip(WAYS, both, strict=True):
+        title = f"Each task over the stages, task {how}"
+        caption = f"Test data of all hospitals, task {how}, from the stage in which the task was met."
+        head = Head(f"curves-{how}", title, caption)
+        figures.append(Figure(title, caption, curves(head, series, stages(result), axis)))
+    return figures
 
 
 def hospital_curves(result: Result) -> Figure:
     """Mean accuracy on the tasks met so far, hospital by hospital."""
-    whole = result.known.whole()
-    rows = [
-        seen_accuracy(Matrix(result.accuracy[:, :, c], whole.first, whole.last)) for c in range(len(result.hospitals))
-    ]
-    lines = [[(s + 1.0, float(v)) for s, v in enumerate(row)] for row in rows]
+    whole, final = result.known.whole(), hospital_accuracy(result.known)
+    met = (seen_accuracy(Matrix(r, whole.first, whole.last)) for r in np.moveaxis(result.accuracy, 2, 0))
+    rows = np.array(list(met)).reshape(len(result.hospitals), -1)
+    caption = "Mean accuracy on the tasks met so far, each hospital on its own test data."
     if len(rows) <= MANY:
-        series = [Series(h, points, colour(c)) for c, (h, points) in enumerate(zip(result.hospitals, lines, strict=True))]
+        series = [_line(h, rows[c], colour(c)) for c, h in enumerate(result.hospitals)]
     else:
-        series = [Series("", points, "quiet") for points in lines]
-        final = hospital_accuracy(result.known)
+        series = [_line("", row, "quiet") for row in rows]
         if np.isfinite(final).any():
+            caption += " Named: the best and the worst hospital in the end, and the mean of all."
             best, worst = int(np.nanargmax(final)), int(np.nanargmin(final))
-            stack = np.array(rows)
-            middle = [(s + 1.0, mean(stack[:, s])) for s in range(stack.shape[1])]
-            series += [Series(result.hospitals[best], lines[best], "c2"), Series("mean", middle, "c0 strong")]
-            series += [Series(result.hospitals[worst], lines[worst], "c1")]
-    axis = accuracy_axis([p[1] for s in series for p in s.points], "mean test accuracy, task known")
+            series.append(_line(result.hospitals[best], rows[best], "c2"))
+            series.append(_line("mean", np.array([mean(column) for column in rows.T]), "c0 strong"))
+            series.append(_line(result.hospitals[worst], rows[worst], "c1"))
+    axis = accuracy_axis(rows.ravel().tolist(), "mean test accuracy, task known")
     title = "Hospitals over the stages, task known"
-    caption = "Mean accuracy on the tasks met so far, each hospital on its own test samples."
-    if len(rows) > MANY:
-        caption += " Named: the best and the worst hospital at the end, and the mean."
-    return Figure(title, caption, curves("hospitals-over-stages", title, caption, series, _stages(result), axis))
+    head = Head("hospitals-over-stages", title, caption)
+    return Figure(title, caption, curves(head, series, stages(result), axis))
+
+
+def _line(label: str, values: Floats, class_: str) -> Series:
+    return Series(label, [(s + 1.0, float(v)) for s, v in enumerate(values)], class_)
 
 
 def merging(result: Result) -> Figure:
     """Per hospital: own model → merged → after the final stage."""
-    scores = result.known
-    own, merged, final = (np.full(scores.last.shape, np.nan) for _ in range(3))
-    t, c = np.nonzero(scores.last >= 0)
-    own[t, c] = result.local[scores.last[t, c], t, c]
-    merged[t, c] = result.accuracy[scores.last[t, c], t, c]
-    final[t, c] = result.accuracy[-1, t, c] if len(result.accuracy) else np.nan
-    use = np.isfinite(own) & np.isfinite(merged) & np.isfinite(final)
-    means = [np.array([mean(column[ok]) for column, ok in zip(a.T, use.T, strict=True)]) for a in (own, merged, final)]
-    marks = list(zip(("own model", "merged", "after the final stage"), means, strict=True))
-    axis = accuracy_axis(np.concatenate(means).tolist(), "test accuracy, task known")
+    last = result.last
+    own, merged, final = np.full((3, *last.shape), np.nan)
+    t, c = np.nonzero(last >= 0)
+    if len(result.accuracy):
+        own[t, c], merged[t, c] = result.local[last[t, c], t, c], result.accuracy[last[t, c], t, c]
+        final[t, c] = result.accuracy[-1, t, c]
+    use = np.isfinite(own + merged + final)
+    marks = [
+        (label, np.array([mean(a[use[:, h], h]) for h in range(last.shape[1])]))
+        for label, a in (("own model", own), ("merged", merged), ("after the final stage", final))
+    ]
+    axis = accuracy_axis(np.concatenate([v for _, v in marks]).tolist(), "test accuracy, task known")
     title = "What merging and learning on cost"
     caption = (
-        "Mean over a hospital's tasks, task known: its own model after local training, the merged model of the same "
-        "stage (the difference is spatial forgetting), and the model after the final stage (temporal forgetting)."
+        "Mean over a hospital's tasks, task known: its own model after training, the merged model of that "
+        "stage (the step is spatial forgetting), and the model after the final stage (temporal forgetting)."
     )
-    return Figure(title, caption, ranges("spatial", title, caption, result.hospitals, marks, axis))
-
-
-def split(result: Result) -> Figure:
-    """Hospital × class: how many samples."""
-    counts = result.split.sum(axis=(1, 2)).astype(np.float64)
-    if _shared_classes(result):  # domains: every task has the same samples' classes; count them task by task
-        counts = result.split.sum(axis=2).max(axis=1).astype(np.float64)
-    title = "Samples per hospital and class"
-    high = float(counts.max(initial=1.0))
-    if len(result.classes) > 10:
-        look = Look(result.hospitals, result.classes, "hospital", "class", compact if high > 999 else lambda v: f"{v:.0f}",
-                    lambda h, k: f"{result.hospitals[h]}, {result.classes[k]}: {counts[h, k]:.0f} samples", high)
-        return Figure(title, "Training, validation and test samples together.",
-                      heat("split", title, "Heat map of samples per hospital and class.", counts, look), wide=True)
-    axis = Axis("samples (training, validation and test)", 0, float(counts.sum(axis=1).max(initial=1.0)), lambda v: f"{v:.0f}")
-    about = "; ".join(f"{h}: {int(row.sum())} samples" for h, row in zip(result.hospitals, counts, strict=True))
-    return Figure(title, "Training, validation and test samples together, by class.",
-                  stacked("split", title, about, counts, result.hospitals, result.classes, axis))
-
-
-def _shared_classes(result: Result) -> bool:
-    return len(result.tasks) > 1 and all(task.classes == result.tasks[0].classes for task in result.tasks)
-
-
-def schedule(result: Result) -> Figure:
-    """Hospital × stage: which task."""
-    cells: list[list[tuple[int, ...]]] = [[() for _ in result.schedule] for _ in result.hospitals]
-    for stage, clients in enumerate(result.schedule):
-        for client, current in enumerate(clients):
-            for hospital in result.members[client]:
-                cells[hospital][stage] = tuple(current)
-    title = "Who trains which task when"
-    key = "; ".join(f"{t + 1}: {name}" for t, name in enumerate(names(result)))
-    about = "Number of the task that each hospital trains in each stage. " + key
-    return Figure(title, f"The number of the task that a hospital trains in a stage. Tasks: {key}.",
-                  timetable("schedule", title, about, result.hospitals, cells, names(result)), wide=True)
+    return Figure(title, caption, ranges(Head("merging", title, caption), result.hospitals, marks, axis))

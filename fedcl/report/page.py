@@ -1,10 +1,11 @@
-"""What the page says besides the figures: headline numbers and tables. Pure, but for reading the run's small files."""
+"""What the page says besides the figures: headline numbers and tables."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from fedcl.metrics import (
     merging_drop,
     peak_forgetting,
 )
-from fedcl.report.figures import compact, names
+from fedcl.report.figures import names
+from fedcl.report.svg import compact, data_size, points
 from fedcl.results import Result
 
 
@@ -38,15 +40,14 @@ class Tile(NamedTuple):
 
     title: str
     value: str
-    note: str
+    notes: tuple[str, ...]  # on what terms, and the other way of testing
 
 
 def share(value: float, signed: bool = False) -> Cell:
     """A fraction in per cent, or points if signed; "–" where undefined."""
     if not np.isfinite(value):
         return Cell("–", -9.0)
-    text = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
-    return Cell(text.replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0"), float(value))
+    return Cell(points(value) if signed else f"{100 * value:.1f}", float(value))
 
 
 def count(value: float) -> Cell:
@@ -97,7 +98,9 @@ def head(result: Result, status: Mapping[str, Any], values: Mapping[str, Any]) -
         "when": f"{when:%Y-%m-%d %H:%M} UTC",
         "size": f"{_many(len(result.hospitals), 'hospital')}, {_many(len(result.tasks), 'task')}, "
         f"{_many(planned, 'stage')}",
-        "warning": "" if done == planned else f"{done} of {_many(planned, 'stage')} finished: all numbers are those "
+        "warning": ""
+        if done == planned
+        else f"{done} of {_many(planned, 'stage')} finished: all numbers are those "
         "of the finished stages, on the tasks met so far.",
     }
 
@@ -111,31 +114,40 @@ def tiles(result: Result, status: Mapping[str, Any]) -> list[list[Tile]]:
     m = result.metrics
     pairs = (
         ("Average accuracy", "average_accuracy", "%", False),
-        ("Forgetting, peak", "forgetting", "points", True),
+        ("Forgetting, peak", "forgetting", "points", False),
         ("Backward transfer", "backward_transfer", "points", True),
         ("Forward transfer", "forward_transfer", "points", True),
         ("Worst hospital", "worst_hospital_accuracy", "%", False),
     )
     learned = []
     for title, name, unit, signed in pairs:
-        known, other = share(m[name], signed), share(m[f"{name}_inferred"], signed)
-        note = f"task inferred: {other.text} {unit}" if other.text != "–" else "task inferred: not defined"
-        learned.append(Tile(title, f"{known.text} {unit}" if known.text != "–" else "–", f"task known · {note}"))
+        known, other = (share(m[key], signed).text for key in (name, f"{name}_inferred"))
+        if known == other == "–":
+            learned.append(Tile(title, "–", ("not defined in this run",)))
+            continue
+        second = "not defined" if other == "–" else f"{other} {unit}"
+        learned.append(Tile(title, f"{known} {unit}", ("task known", f"{second} task inferred")))
     return [learned, _costs(result, status)]
 
 
 def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
-    sizes = {r.stage: r.value for r in result.records if r.phase == "model" and r.name == "parameters" and r.task is None}
+    sizes = {
+        r.stage: r.value
+        for r in result.records
+        if r.phase == "model" and r.name == "parameters" and r.task is None
+    }
     first, last = (sizes[min(sizes)], sizes[max(sizes)]) if sizes else (float("nan"), float("nan"))
     ratio = f"× {last / first:.2f}" if sizes and first else "–"
     latency = result.metrics.get("inference_latency_ms", float("nan"))
     took = status.get("seconds")
+    speed = f"{latency:.3g} ms" if np.isfinite(latency) else "–"
+    change = f"{compact(first)} → {compact(last)}" if sizes else "not recorded"
     return [
-        Tile("Sent to clients", compact(result.bytes_down) + "B", "all rounds, all clients"),
-        Tile("Sent by clients", compact(result.bytes_up) + "B", "all rounds, all clients"),
-        Tile("Time", seconds(float(took) if took is not None else float("nan")), "wall clock, whole run"),
-        Tile("Parameter growth", ratio, f"{compact(first)} → {compact(last)} parameters" if sizes else "not recorded"),
-        Tile("Inference", f"{latency:.3g} ms" if np.isfinite(latency) else "–", "per sample" if np.isfinite(latency) else "not recorded"),
+        Tile("Sent to clients", data_size(result.bytes_down), ("all rounds, all clients",)),
+        Tile("Sent by clients", data_size(result.bytes_up), ("all rounds, all clients",)),
+        Tile("Time", seconds(float("nan") if took is None else float(took)), ("wall clock, whole run",)),
+        Tile("Parameter growth", ratio, (change,)),
+        Tile("Inference", speed, ("per sample",)),
     ]
 
 
@@ -146,7 +158,8 @@ def task_table(result: Result) -> list[list[Cell]]:
     stages = len(result.accuracy)
     blank = np.full(len(result.tasks), np.nan)
     balanced, auroc = (
-        np.where(known.seen, a[-1], np.nan) if stages else blank for a in (result.pooled_balanced, result.pooled_auroc)
+        np.where(known.seen, a[-1], np.nan) if stages else blank
+        for a in (result.pooled_balanced, result.pooled_auroc)
     )
     rows = []
     for t, title in enumerate(names(result)):
@@ -176,7 +189,15 @@ def fault_table(result: Result) -> list[list[Cell]]:
     for r in [r for r in result.records if r.phase == "fault"][:500]:
         clients = result.members[r.client] if r.client is not None and r.client < len(result.members) else ()
         who = ", ".join(result.hospitals[h] for h in clients[:3]) + (" …" if len(clients) > 3 else "")
-        rows.append([count(r.stage + 1), count(r.round + 1), Cell(who or "–", who), Cell(r.name, r.name), Cell(r.note, r.note)])
+        rows.append(
+            [
+                count(r.stage + 1),
+                count(r.round + 1),
+                Cell(who or "–", who),
+                Cell(r.name, r.name),
+                Cell(r.note, r.note),
+            ]
+        )
     return rows
 
 
@@ -186,7 +207,16 @@ def metric_table(result: Result) -> list[dict[str, str]]:
     for name, (title, formula, source) in DEFINITIONS.items():
         known = share(result.metrics[name]).text
         inferred = share(result.metrics[f"{name}_inferred"]).text if name in INFERRED else ""
-        rows.append({"name": name, "title": title, "formula": formula, "source": source, "known": known, "inferred": inferred})
+        rows.append(
+            {
+                "name": name,
+                "title": title,
+                "formula": formula,
+                "source": source,
+                "known": known,
+                "inferred": inferred,
+            }
+        )
     return rows
 
 
@@ -194,21 +224,21 @@ def compat_table(result: Result) -> list[dict[str, str]]:
     """What the peers' scripts would print, where they can read this run."""
     rows = []
     for peer, (formula, note) in COMPAT.items():
-        try:
-            values = [compat(peer, pooled, result.counts.sum(axis=1)) for pooled in (result.pooled, result.pooled_inferred)]
-        except ValueError:
-            continue
-        rows.append({"peer": peer, "formula": formula, "note": note} | {
-            f"{key}_{how}": share(v[key]).text for v, how in zip(values, ("known", "inferred"), strict=True) for key in v
-        })
-    return rows
+        row = {"peer": peer, "formula": formula, "note": note, "known": "–", "inferred": "–"}
+        for how, pooled in (("known", result.pooled), ("inferred", result.pooled_inferred)):
+            with suppress(ValueError):
+                row[how] = share(compat(peer, pooled, result.counts.sum(axis=1))["forgetting"]).text
+        rows.append(row)
+    return [row for row in rows if {row["known"], row["inferred"]} != {"–"}]
 
 
 def extras(result: Result) -> list[tuple[str, str, str]]:
     """Final figures that are not metrics of accuracy, e.g. a privacy budget: (name, value, note)."""
     known = set(DEFINITIONS) | {f"{name}_inferred" for name in INFERRED} | {"inference_latency_ms"}
     chosen = [r for r in result.records if r.phase == "final" and r.client is None and r.name not in known]
-    return [(r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen]
+    return [
+        (r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen
+    ]
 
 
 def switch_data(result: Result) -> dict[str, Any]:

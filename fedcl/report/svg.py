@@ -1,4 +1,4 @@
-"""The few SVG parts that the charts are made of. Colours are classes, so that one drawing serves light, dark and print.
+"""SVG parts that the charts are made of. Colours are classes: one drawing serves light, dark and print.
 
 Lengths are user units, one CSS pixel at natural size.
 """
@@ -6,23 +6,21 @@ Lengths are user units, one CSS pixel at natural size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-PALETTE = 8  # categorical colours in report.css; series beyond them repeat them dashed
+LINES, FILLS = 8, 10  # categorical colours in report.css; beyond them lines repeat dashed, fills paler
 
 
 def el(tag: str, body: str = "", /, **attributes: object) -> str:
     """`<tag …>body</tag>`; `body` is markup, attribute values are escaped, `_` in their names is `-`."""
-    parts = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape(num(value) if isinstance(value, float) else str(value))}"'
-        for name, value in attributes.items()
-        if value not in (None, "")
-    )
+    values = {name: num(v) if isinstance(v, float) else str(v) for name, v in attributes.items()}
+    parts = "".join(f' {n.rstrip("_").replace("_", "-")}="{escape(v)}"' for n, v in values.items() if v)
     return f"<{tag}{parts}>{body}</{tag}>" if body else f"<{tag}{parts}/>"
 
 
@@ -51,21 +49,35 @@ def short(label: str, length: int = 18) -> str:
     return label if len(label) <= length else label[: length - 1].rstrip() + "…"
 
 
-def picture(name: str, title: str, description: str, width: float, height: float, body: Sequence[str]) -> Markup:
-    """A whole drawing, named for screen readers."""
-    head = el("title", escape(title), id=f"{name}-title") + el("desc", escape(description), id=f"{name}-desc")
-    return Markup(  # noqa: S704 - every text and attribute above was escaped by `el`
-        el(
-            "svg",
-            head + "".join(body),
-            id=name,
-            role="img",
-            aria_labelledby=f"{name}-title {name}-desc",
-            viewBox=f"0 0 {num(width)} {num(height)}",
-            width=float(width),
-            height=float(height),
-        )
+def box(x: float, y: float, width: float, height: float, class_: str, body: str = "", **more: object) -> str:
+    """A rectangle."""
+    return el("rect", body, x=x, y=y, width=width, height=height, class_=class_, **more)
+
+
+class Head(NamedTuple):
+    """How a drawing is named: an id, unique on the page, and what screen readers say."""
+
+    id: str
+    title: str
+    description: str
+
+
+def picture(head: Head, width: float, height: float, body: Sequence[str]) -> Markup:
+    """A whole drawing. Where there is less than 0.78 of its width it scrolls, so that type stays readable."""
+    named = el("title", escape(head.title), id=f"{head.id}-title")
+    named += el("desc", escape(head.description), id=f"{head.id}-desc")
+    drawing = el(
+        "svg",
+        named + "".join(body),
+        id=head.id,
+        role="img",
+        aria_labelledby=f"{head.id}-title {head.id}-desc",
+        viewBox=f"0 0 {num(width)} {num(height)}",
+        width=float(width),
+        height=float(height),
+        style=f"min-width:{num(0.78 * width)}px",
     )
+    return Markup(drawing)  # every text and attribute in it was escaped by `el`, `text` or `hint`
 
 
 @dataclass(frozen=True)
@@ -98,16 +110,48 @@ class Axis:
         return [k * step for k in range(first, last + 1)]
 
 
+def gutter(labels: Sequence[str], least: float = 40.0) -> float:
+    """Room for row labels left of a chart."""
+    return max(least, 6.6 * max((len(short(label)) for label in labels), default=0) + 14)
+
+
+def compact(value: float) -> str:
+    """1234567 → "1.23 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def data_size(value: float) -> str:
+    """690000 → "690 kB"."""
+    return compact(value) + ("B" if abs(value) >= 1e3 else " B")
+
+
 def percent(value: float, digits: int = 0) -> str:
     """0.873 → "87 %"."""
     return f"{100 * value:.{digits}f} %"
 
 
+def points(difference: float) -> str:
+    """−0.128 → "−12.8", with a proper minus and no signed zero."""
+    words = f"{100 * difference:+.1f}"
+    return "0.0" if words[1:] == "0.0" else words.replace("-", "−")
+
+
 def accuracy_axis(values: Sequence[float], title: str) -> Axis:
-    """From a round value at or below the lowest accuracy (never above 50 %) to 100 %."""
+    """From a round value at or below the lowest accuracy (at most 80 %) to 100 %."""
     finite = [value for value in values if math.isfinite(value)]
-    low = min(0.5, math.floor(min(finite, default=0.0) * 10) / 10)
+    low = min(0.8, math.floor(min(finite, default=0.0) * 10) / 10)
     return Axis(title, max(low, 0.0), 1.0, percent)
+
+
+def from_zero(values: Iterable[float], title: str, write: Callable[[float], str]) -> Axis:
+    """From 0 to the first tick that no value exceeds."""
+    top = max((value for value in values if math.isfinite(value)), default=0.0) or 1.0
+    ticks = Axis(title, 0.0, top, write).ticks()
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else top
+    return Axis(title, 0.0, step * math.ceil(top / step - 1e-9), write)
 
 
 def frame(x: Axis, y: Axis, box: tuple[float, float, float, float]) -> list[str]:
@@ -124,8 +168,13 @@ def frame(x: Axis, y: Axis, box: tuple[float, float, float, float]) -> list[str]
 
 
 def colour(index: int) -> str:
-    """The classes of the n-th category: a colour, and a dash from the second time round."""
-    return f"c{index % PALETTE}" + (f" d{min(index // PALETTE, 2)}" if index >= PALETTE else "")
+    """The classes of the n-th line: a colour, and a dash from the second time round."""
+    return f"c{index % LINES}" + (f" d{min(index // LINES, 2)}" if index >= LINES else "")
+
+
+def fill(index: int) -> str:
+    """The classes of the n-th area: a colour, paler from the second time round."""
+    return f"fill c{index % FILLS}" + (" d1" if index >= FILLS else "")
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:

@@ -1,0 +1,71 @@
+"""Answers to Jobs, checked one by one: what cannot be used is noted, and the round goes on without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fedcl.contracts import Answer, Ask, FedclError, Job, Params, Update
+from fedcl.merge import check
+
+Expected = Callable[[Job], Params]  # the parameters whose deltas must come back
+
+
+class Collection:
+    """The answers of one phase, and what there is to record of them.
+
+    Args:
+        jobs: by client.
+        expected: of a Job, what must come back.
+        on_fault: told (client, what, why) of every answer that cannot be used.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[tuple[int, Job]],
+        expected: Expected,
+        on_fault: Callable[[int, str, str], None],
+    ) -> None:
+        self.jobs = jobs
+        self.records: list[dict[str, Any]] = []
+        self.errors: list[str] = []
+        self.bytes_down = self.bytes_up = self.answered = 0
+        self._expected, self._on_fault = expected, on_fault
+
+    def updates(self, ask: Ask, timeout: float) -> Iterator[Update]:
+        """Send the Jobs; yield the updates that can be used, by client index."""
+        asked = dict(self.jobs)
+        for answer in ask(self.jobs, timeout):
+            self.bytes_down += answer.bytes_down
+            self.bytes_up += answer.bytes_up
+            if error := self._reject(answer, asked[answer.client]):
+                self._note(answer, error)
+            elif answer.update is not None:
+                self.answered += 1
+                yield answer.update
+
+    def require(self, quorum: float, where: str) -> None:
+        """Raise FedclError where fewer than this share of the asked clients gave a valid answer."""
+        needed = max(math.ceil(quorum * len(self.jobs)), 1)
+        if self.jobs and self.answered < needed:
+            raise FedclError(
+                f"{where}: {self.answered} of {len(self.jobs)} clients gave a valid answer, {needed} are needed "
+                f"(federation.quorum); {'; '.join(self.errors[:5])}"
+            )
+
+    def _reject(self, answer: Answer, job: Job) -> str:
+        update = answer.update
+        if update is None:
+            return answer.error or "no answer"
+        if not (math.isfinite(update.weight) and update.weight >= 0):
+            return f"its weight is {update.weight}"
+        if job.phase == "evaluate":
+            return ""
+        return check(update.arrays, self._expected(job) if update.weight > 0 else {})
+
+    def _note(self, answer: Answer, error: str) -> None:
+        what = "missing" if answer.update is None else "rejected"
+        self.errors.append(f"client {answer.client}: {error}")
+        self.records.append({"phase": "fault", "client": answer.client, "name": what, "value": 1, "note": error})
+        self._on_fault(answer.client, what, error)

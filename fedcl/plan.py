@@ -1,0 +1,122 @@
+"""Which Job goes to which client: a pure function of the config, the schedule and the server's state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fedcl import infer, rng
+from fedcl.config import Config
+from fedcl.contracts import Job, Params, Phase, Task, role
+from fedcl.federation import Federation
+from fedcl.methods import Combination
+from fedcl.state import Group, State
+
+Jobs = list[tuple[int, Job]]  # by client
+
+
+class Plan:
+    """The Jobs of every phase.
+
+    Args:
+        config: the experiment.
+        federation: for the schedule.
+        method: for what it needs.
+        owner: task id → the part of the net that answers for it: itself, or "shared".
+    """
+
+    def __init__(
+        self, config: Config, federation: Federation, method: Combination, owner: Callable[[str], str]
+    ) -> None:
+        self.config, self.federation, self.method, self._owner = config, federation, method, owner
+        self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
+
+    def overall(self, stage: int, number: int) -> int:
+        """A stage's round, counted over the whole run."""
+        return stage * self.config.train.rounds + number
+
+    def tasks(self, stage: int, clients: Sequence[int]) -> list[Task]:
+        """The current tasks of some clients, by index."""
+        plan = self.federation.schedule[stage]
+        return [self.federation.tasks[index] for index in sorted({task for c in clients for task in plan[c]})]
+
+    def training(self, state: State, group: Group, stage: int, number: int) -> Jobs:
+        """A round's training: a share of the clients that have a task now."""
+        train, run = self.config.train, self.config.run
+        flags = ["local"] if number == train.rounds - 1 else []
+        if run.validate_every and (number + 1) % run.validate_every == 0:
+            flags.append("validate")
+        if self.on_local(number):
+            flags.append("consolidate")
+        jobs = []
+        cohort = self._cohort(group, stage, number)
+        for client, job in self._jobs("train", state, group, stage, self.overall(stage, number), cohort):
+            begin = [] if client in state.begun else ["begin"]
+            jobs.append((client, replace(job, lr=self._lr(number), flags=(*flags, *begin))))
+        return jobs
+
+    def consolidation(self, state: State, group: Group, stage: int, clients: Sequence[int]) -> Jobs:
+        """The end of a task, also for clients that sat out the last round."""
+        overall = self.overall(stage, self.config.train.rounds - 1)
+        return self._jobs("consolidate", state, group, stage, overall, clients)
+
+    def evaluation(self, group: Group, stage: int, seen: Sequence[int]) -> Jobs:
+        """All modules that exist, to all clients."""
+        there = {role(name) for name in group.params}
+        tasks = tuple(task.id for task in self.federation.tasks if self._owner(task.id) in there)
+        overall = max(self.overall(stage + 1, -1), 0)
+        ready = infer.prepare(group.statistics)
+        job = Job("evaluate", stage, overall, tasks, group.params, broadcast=ready, seen=tuple(seen))
+        return [(client, job) for client in group.clients] if tasks else []
+
+    def on_local(self, number: int) -> bool:
+        """Whether clients consolidate in this round, on their own models."""
+        last = number == self.config.train.rounds - 1
+        return self.consolidates and last and self.config.federation.consolidate_on == "local"
+
+    def needed(self, params: Params, tasks: Sequence[int]) -> Params:
+        """What these tasks need of all parameters: the trunk, and their own modules and gates."""
+        parts = {"", *(self._owner(self.federation.tasks[index].id) for index in tasks)}
+        return {name: value for name, value in params.items() if role(name) in parts}
+
+    def _jobs(
+        self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]
+    ) -> Jobs:
+        shared: dict[tuple[int, ...], Params] = {}  # one dict for equal needs: it is encoded once
+        jobs = []
+        for client in clients:
+            tasks = self.federation.schedule[stage][client]
+            if tasks not in shared:
+                shared[tasks] = self.needed(group.params, tasks)
+            told = state.told.get(client, -1) >= group.broadcast_at
+            job = Job(
+                phase=phase,
+                stage=stage,
+                round=overall,
+                tasks=tuple(self.federation.tasks[index].id for index in tasks),
+                arrays=shared[tasks],
+                version=state.versions.get(client, ""),
+                broadcast={} if told else group.broadcast,
+                seen=tuple(state.seen),
+            )
+            jobs.append((client, job))
+        return jobs
+
+    def _cohort(self, group: Group, stage: int, number: int) -> list[int]:
+        clients = [client for client in group.clients if self.federation.schedule[stage][client]]
+        share = self.config.federation.fraction
+        if share == 1 or len(clients) < 2:
+            return clients
+        draw = rng.stream(self.config.seed, "cohort", round=self.overall(stage, number))
+        size = max(1, round(share * len(clients)))
+        return sorted(clients[index] for index in draw.permutation(len(clients))[:size])
+
+    def _lr(self, number: int) -> float:
+        train = self.config.train
+        progress = number / train.rounds
+        if train.lr_schedule == "cosine":
+            return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if train.lr_schedule == "step":
+            return train.lr * (0.1 if progress >= 0.6 else 1.0) * (0.1 if progress >= 0.85 else 1.0)
+        return train.lr

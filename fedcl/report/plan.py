@@ -1,0 +1,71 @@
+"""The figures of who has what, when, and of what the model grew to. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedcl.metrics import Floats
+from fedcl.report.bars import stacked
+from fedcl.report.figures import Figure, names
+from fedcl.report.heat import Look, heat, timetable
+from fedcl.report.svg import FILLS, Head, compact, from_zero
+from fedcl.results import Result
+
+
+def split(result: Result) -> Figure:
+    """Hospital × class: how many samples, all splits together."""
+    counts = samples(result)
+    title = "Samples per hospital and class"
+    caption = "Training, validation and test data together."
+    totals = zip(result.hospitals, counts.sum(axis=1), strict=True)
+    head = Head("split", title, "; ".join(f"{hospital}: {total:.0f} samples" for hospital, total in totals))
+    if len(result.classes) <= FILLS:
+        axis = from_zero(counts.sum(axis=1), "samples", lambda v: f"{v:.0f}")
+        return Figure(title, caption, stacked(head, counts, result.hospitals, result.classes, axis))
+
+    def say(h: int, k: int) -> str:
+        return f"{result.hospitals[h]}, {result.classes[k]}: {counts[h, k]:.0f} samples"
+
+    high = float(counts.max(initial=1.0))
+    look = Look(result.hospitals, result.classes, "hospital", "class", compact, say, high)
+    return Figure(title, caption, heat(head, counts, look), wide=True)
+
+
+def samples(result: Result) -> Floats:
+    """[C, classes] samples that a hospital holds, each counted once.
+
+    Tasks that are domains share all classes and may share the samples; the largest task counts then.
+    """
+    parts = result.split.sum(axis=2)
+    shared = len(result.tasks) > 1 and all(task.classes == result.tasks[0].classes for task in result.tasks)
+    held: Floats = (parts.max(axis=1) if shared else parts.sum(axis=1)).astype(np.float64)
+    return held
+
+
+def schedule(result: Result) -> Figure:
+    """Hospital × stage: which task."""
+    cells: list[list[tuple[int, ...]]] = [[() for _ in result.schedule] for _ in result.hospitals]
+    for stage, clients in enumerate(result.schedule):
+        for client, current in enumerate(clients):
+            for hospital in result.members[client]:
+                cells[hospital][stage] = current
+    title = "Who trains which task when"
+    key = "; ".join(f"{t + 1} is {name}" for t, name in enumerate(names(result)))
+    caption = f"The number of the task that a hospital trains in a stage: {key}."
+    svg = timetable(Head("schedule", title, caption), result.hospitals, cells, names(result))
+    return Figure(title, caption, svg, wide=len(result.schedule) > 12)
+
+
+def growth(result: Result) -> Figure:
+    """Parameters after each stage: the trunk, and the modules of all tasks."""
+    parts = np.zeros((len(result.accuracy), 2))
+    for r in result.records:
+        if r.phase == "model" and r.name == "parameters" and r.task and 0 <= r.stage < len(parts):
+            parts[r.stage, int(r.task != "trunk")] += np.nan_to_num(r.value)
+    title = "Parameters after each stage"
+    rows = [f"stage {s + 1}" for s in range(len(parts))]
+    about = "; ".join(f"{row}: {compact(total)}" for row, total in zip(rows, parts.sum(axis=1), strict=True))
+    head = Head("growth", title, about or "No stage is finished.")
+    axis = from_zero(parts.sum(axis=1), "parameters", compact)
+    caption = "The shared trunk, and the modules and gates of all tasks met so far."
+    return Figure(title, caption, stacked(head, parts, rows, ("trunk", "task modules"), axis))
