@@ -1,1 +1,39 @@
-"""fedcl: federated continual learning."""
+"""fedcl: hospitals learn task after task without pooling their data.
+
+The reading order, which is also the order of imports: a module imports only modules above it in this list.
+
+    config contracts rng plugins toml         the experiment, the records between stages, where draws come from
+    datasets partition tasks features augment federation      what the hospitals hold, and when
+    models fisher infer evaluate growth methods               what they train, remember and are asked
+    optimizers store client                   one client's job: the only training loop
+    aggregators mergers merge scores          what the server makes of the answers
+    metrics results report run_dir            what comes out
+    state plan collect privacy server         the only round loop
+    runtime                                   Flower: apps, wire, one file per way to run
+    finish simulate                           the whole story on one page
+    rescore settings summary view cli         around it
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedcl.config import Config as Config
+    from fedcl.results import Result as Result
+    from fedcl.simulate import simulate as simulate
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Result", "simulate"]
+
+_HOMES = {"Config": "fedcl.config", "Result": "fedcl.results", "simulate": "fedcl.simulate"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: `fedcl --help` needs neither torch nor Flower."""
+    if name in _HOMES:
+        import importlib
+
+        globals()[name] = value = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+    raise AttributeError(f"module 'fedcl' has no attribute {name!r}")

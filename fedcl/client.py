@@ -94,7 +94,7 @@ class Client:
     ) -> tuple[float, Memory]:
         """All epochs of a round: (mean loss, memory)."""
         train, hooks, method = self.config.train, self._hooks, self.method
-        optimizer = build_optimizer(train, list(params.values()), job.lr)
+        optimizer = build_optimizer(train, list(params.values()), job.lr, several=len(parts) > 1)
         if train.reset == "never" or (train.reset == "task" and "begin" not in job.flags):
             recall(optimizer, params, memory)
         self.net.train()

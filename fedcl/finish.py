@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends: the model, the final metrics, the report."""
+"""What a run leaves behind when it ends: the model and the final metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from fedcl import infer, report, rng
+from fedcl import infer, rng
 from fedcl.config import Config
 from fedcl.contracts import Params
 from fedcl.federation import Federation
@@ -20,7 +20,7 @@ _PREFIX = "infer."  # what inferring the task needs, beside the parameters in mo
 
 
 def write(config: Config, federation: Federation, state: State, run: RunDir) -> None:
-    """Model file(s), final metrics, report."""
+    """Model file(s) and final metrics."""
     for index, group in enumerate(state.groups):
         name = "model.safetensors" if len(state.groups) == 1 else f"model-{index}.safetensors"
         prepared = infer.prepare(group.statistics)
@@ -35,7 +35,6 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
     run.log({**last, "name": name, "value": value} for name, value in figures.items())
     metrics = Result.load(run.path).metrics
     run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
-    report.write(run.path)
 
 
 def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:

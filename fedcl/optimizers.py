@@ -11,14 +11,23 @@ from fedcl.contracts import Memory, Params
 _PREFIX = "optimizer/"
 
 
-def build(train: Train, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
-    """A fresh optimiser; the fused kernels take one pass over the parameters."""
+def build(train: Train, params: list[Tensor], lr: float, several: bool = False) -> torch.optim.Optimizer:
+    """A fresh optimiser.
+
+    Args:
+        train: kind, momentum, weight decay.
+        params: what it moves.
+        lr: learning rate.
+        several: whether a step may leave some parameters without a gradient (several tasks at once). The fused
+            kernels, which take one pass over all parameters, want momentum for all of them or none.
+    """
+    fused = not several
     if train.optimizer == "sgd":
         return torch.optim.SGD(
-            params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+            params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
         )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
-    return kind(params, lr=lr, weight_decay=train.weight_decay, fused=True)
+    return kind(params, lr=lr, weight_decay=train.weight_decay, fused=fused)
 
 
 def recall(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> None:

@@ -98,7 +98,7 @@ class Result:
     learned_at: Ints  # [T] stage in which anyone last did
     baseline: Floats  # [T] an untrained model's accuracy: measured at stage −1, or else 1 / classes
     metrics: dict[str, float]  # metrics.summary, and what the run itself recorded as final
-    bytes_down: float  # server to clients, whole run
+    bytes_down: float  # server to clients, whole run, all kinds of messages
     bytes_up: float
 
     @property
@@ -149,9 +149,8 @@ def _fields(run: Path, plan: dict[str, Any], records: tuple[Record, ...]) -> dic
     fields |= _matrices(records, shape, order, counts)
     fields["baseline"] = _baseline(records, tasks, order)
     for name in ("bytes_down", "bytes_up"):
-        fields[name] = float(
-            np.nansum([r.value for r in _select(records, "train", name) if r.client is None])
-        )
+        sums = [r.value for r in records if r.name == name and r.client is None]
+        fields[name] = float(np.nansum(sums))
     final = {r.name: r.value for r in records if r.phase == "final" and r.client is None and r.task is None}
     draft = Result(**fields, metrics={})
     fields["metrics"] = final | summary(draft.known, draft.unknown)

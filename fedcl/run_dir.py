@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -49,13 +49,10 @@ class RunDir:
                 path.rename(path.with_name(f"{path.name}~{number}"))
             path.mkdir(parents=True, exist_ok=True)
             self._check(config)
-            self._lock = (path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FedclError(f"{path} is in use by another process; wait for it, or choose another --output") from error
+            self._lock = _lock(path / ".lock")
+            self._metrics = (path / "metrics.jsonl").open("ab")
         except OSError as error:
             raise FedclError(f"run directory {path}: {error.strerror}; choose another --output") from error
-        self._metrics = (path / "metrics.jsonl").open("ab")
         self.started = time.monotonic()
         self.saving = 0.0  # seconds that checkpoints have cost
 
@@ -127,9 +124,9 @@ class RunDir:
                 tensors = load_file(file)
             except (OSError, ValueError, KeyError, SafetensorError):
                 continue  # cut short: the one before it is whole
-            self._metrics.truncate(manifest["metrics"])
+            self._cut(manifest["metrics"])
             return tensors, manifest["state"]
-        self._metrics.truncate(0)
+        self._cut(0)
         return None
 
     def close(self) -> None:
@@ -143,6 +140,9 @@ class RunDir:
             raise FedclError(
                 f"{self.path} holds a run of another config; choose another --output, or --fresh to move it aside"
             )
+
+    def _cut(self, end: int) -> None:
+        self._guard(lambda: self._metrics.truncate(end))
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         temporary = self.path / f"{name}.tmp"
@@ -159,6 +159,17 @@ class RunDir:
             raise FedclError(
                 f"cannot write to {self.path}: {error}; make room, then the same command goes on from the last checkpoint"
             ) from error
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold a directory's lock file; the system lets go of it when the process ends, however it ends."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise FedclError(f"{path.parent} is in use by another process; wait, or choose another --output") from error
+    return file
 
 
 def read_config(run: Path) -> Config:

@@ -6,12 +6,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from fedcl import federation as federations
-from fedcl import finish, methods, plugins
+from fedcl import finish, methods, plugins, report
 from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -92,14 +91,17 @@ def _run(
         run.status("running", **facts)
         try:
             server.run(state)
-        except Interrupted:
-            run.status("interrupted", stage=server.state.stage, round=server.state.round, **facts)
-            raise
-        except FedclError as error:
-            run.status("failed", stage=server.state.stage, round=server.state.round, error=str(error), **facts)
+        except (Interrupted, FedclError) as end:
+            where = {"stage": server.state.stage, "round": server.state.round}
+            if isinstance(end, Interrupted):
+                run.status("interrupted", **where, **facts)
+            else:
+                run.status("failed", **where, error=str(end), **facts)
+            report.write(run.path)  # of what there is
             raise
         finish.write(config, federation, server.state, run)
         run.status("finished", **facts)
+        report.write(run.path)
 
     from fedcl.runtime import apps, inline
 
@@ -145,8 +147,3 @@ def _polite_interrupt() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def directory(config: Config) -> Path:
-    """Where a config's run lies."""
-    return config.directory()

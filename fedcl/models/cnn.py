@@ -58,6 +58,7 @@ def build(
     """
     inputs, *sides = _layers.image("cnn", shape)
     _layers.positive("pool", [pool])
+    _layers.positive("width", [width] if width else [])
     if _layers.positive("kernel", [kernel])[0] % 2 == 0:
         raise FedclError(
             f"model.options.kernel = {kernel}: only an odd kernel keeps a map's size; take {kernel + 1}"

@@ -134,11 +134,11 @@ class DynamicNet(nn.Module):
         """
         if self._shared:
             return
-        # ModuleDict takes no key that is also one of its attributes, such as "keys".
-        if not re.fullmatch(r"[a-z0-9_]+", task) or hasattr(nn.ModuleDict, task):
-            raise FedclError(f"task id {task!r}: use a-z, 0-9 and _, with a prefix, for example 't0'")
         if task in self.tasks:
             raise FedclError(f"task id {task!r} has a module already; a task is added once")
+        # ModuleDict takes no key that is also one of its attributes, such as "keys".
+        if not re.fullmatch(r"[a-z0-9_]+", task) or hasattr(self.tasks, task):
+            raise FedclError(f"task id {task!r}: use a-z, 0-9 and _, with a prefix, for example 't0'")
         if classes < 1 or expansion_units < 1:
             raise FedclError(
                 f"task {task!r}: {classes} classes, model.expansion_units = {expansion_units}; "

@@ -6,7 +6,6 @@ between hospitals, so no trunk has one. The norms keep torchvision's names (bn1,
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -16,11 +15,6 @@ from fedcl.contracts import FedclError
 from fedcl.models import _layers
 
 _SMALL = 64  # pixels up to which an image would be gone before the first block of the large stem's net
-
-
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    # Two channels a group at least: one value alone, on a map of one pixel, would be normalised to 0.
-    return nn.GroupNorm(math.gcd(groups, channels // 2), channels)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -35,12 +29,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, outputs, 3, stride)
-        self.bn1 = _norm(outputs, groups)
+        self.bn1 = nn.GroupNorm(groups, outputs)
         self.conv2 = _conv(outputs, outputs, 3)
-        self.bn2 = _norm(outputs, groups)
+        self.bn2 = nn.GroupNorm(groups, outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), _norm(outputs, groups))
+            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.GroupNorm(groups, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [B, inputs, h, w] → [B, outputs, h / stride, w / stride]."""
@@ -55,7 +49,7 @@ class ResNet18(nn.Module):
     def __init__(self, inputs: int, channels: list[int], groups: int, large: bool) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, channels[0], 7, 2) if large else _conv(inputs, channels[0], 3)
-        self.bn1 = _norm(channels[0], groups)
+        self.bn1 = nn.GroupNorm(groups, channels[0])
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if large else nn.Identity()
         stages = []
         for stage, (before, after) in enumerate(zip(channels[:1] + channels, channels, strict=False)):
@@ -74,7 +68,7 @@ class ResNet18(nn.Module):
 def build(
     shape: tuple[int, ...],
     *,
-    groups: int = 32,
+    groups: int = 2,
     width_multiplier: float = 1.0,
     stem: Literal["auto", "small", "large"] = "auto",
 ) -> nn.Module:
@@ -82,7 +76,8 @@ def build(
 
     Args:
         shape: [channels, height, width] of an image.
-        groups: of GroupNorm, 32 in Wu & He 2018; a layer takes a divisor that leaves two channels each.
+        groups: of GroupNorm, 2 as in Reddi et al. 2021 (federated), 32 in Wu & He 2018; few are safer: a
+            group of two values, on a map of one pixel, keeps nothing but their order.
         width_multiplier: times the 64, 128, 256 and 512 channels, typically 0.25 to 1.
         stem: `large` is torchvision's, a 7×7 convolution with stride and pooling, which its weights need;
             `small` is a 3×3 one that keeps the size; `auto` is small up to 64 pixels.
@@ -99,6 +94,10 @@ def build(
     if stem not in ("auto", "small", "large"):
         raise FedclError(f"model.options.stem = {stem!r}: there are auto, small, large")
     channels = [2 * max(1, round(width_multiplier * 2**stage * 32)) for stage in range(4)]
+    if any(number % groups for number in channels):
+        raise FedclError(
+            f"model.options.groups = {groups} does not divide the layers' channels {channels}; take 2"
+        )
     return ResNet18(
         inputs, channels, groups, stem == "large" or (stem == "auto" and min(height, width) > _SMALL)
     )

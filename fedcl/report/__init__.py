@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedcl.report import figures, page, plan, rounds
+from fedcl.report import figures, page, plan, rounds, tables
 from fedcl.results import Result
 
 REPORT = "report.html"
@@ -44,20 +44,20 @@ def render(result: Result) -> str:
 
 
 def _content(result: Result) -> dict[str, Any]:
-    status, (text, values) = page.small(result.path, "status.json"), page.config(result.path)
+    status, (text, values) = page.status(result), page.config(result.path)
     return {
         "head": page.head(result, status, values),
         "tiles": page.tiles(result, status),
         "sections": _sections(result),
         "hospitals": result.hospitals,
         "switch": page.switch_data(result),
-        "tasks": page.task_table(result),
-        "hospital_rows": page.hospital_table(result),
-        "faults": page.fault_table(result),
-        "metrics": page.metric_table(result),
-        "compat": page.compat_table(result),
-        "extras": page.extras(result),
-        "environment": page.small(result.path, "env.json"),
+        "tasks": tables.task_table(result),
+        "hospital_rows": tables.hospital_table(result),
+        "faults": tables.fault_table(result),
+        "metrics": tables.metric_table(result),
+        "compat": tables.compat_table(result),
+        "extras": tables.extras(result),
+        "environment": page.environment(result.path),
         "config": text,
     }
 

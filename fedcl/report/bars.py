@@ -11,7 +11,7 @@ from markupsafe import Markup
 from fedcl.metrics import Floats
 from fedcl.report.svg import Axis, Head, box, el, fill, gutter, hint, line, num, picture, points, short, text
 
-WIDTH, ROW, RIGHT = 560.0, 20.0, 78.0
+WIDTH, ROW, RIGHT = 480.0, 20.0, 70.0
 Mark = tuple[str, Floats]  # a name, and a value for each row
 
 

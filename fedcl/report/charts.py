@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fedcl.report.svg import Axis, Head, el, frame, hint, line, num, picture, short, text, thin
 
-HEIGHT = 320.0
+HEIGHT = 290.0
 LEFT, TOP, BOTTOM = 54.0, 34.0, 46.0
 Point = tuple[float, float]
 Scale = Callable[[float], float]
@@ -31,7 +31,7 @@ def curves(
     y: Axis,
     marks: Sequence[tuple[float, str]] = (),
     band: tuple[Sequence[Point], Sequence[Point]] | None = None,
-    width: float = 560.0,
+    width: float = 480.0,
 ) -> Markup:
     """Curves over `x`, with vertical marks (at, name) and a band between a lower and an upper curve."""
     longest = max((len(short(s.label)) for s in series), default=0)
@@ -45,6 +45,8 @@ def curves(
         corners = " ".join(f"{num(across(a))},{num(up(b))}" for a, b in [*band[0], *reversed(band[1])])
         parts.append(el("polygon", points=corners, class_="band"))
     parts += [_curve(s, [(across(a), up(b)) for a, b in thin(s.points)], x, y) for s in series]
+    if not any(math.isfinite(value) for s in series for _, value in s.points):
+        parts.append(text((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, "nothing recorded", "tick", "middle"))
     parts += _names(series, across, up, box)
     return picture(head, width, HEIGHT, parts)
 
@@ -68,15 +70,16 @@ def _curve(s: Series, at: Sequence[Point], x: Axis, y: Axis) -> str:
 
 def _names(series: Sequence[Series], across: Scale, up: Scale, box: tuple[float, ...]) -> list[str]:
     """The curves' names right of their last points, moved apart where they would overlap."""
-    ends = []
+    ends, parts = [], []
     for s in series:
         last = next(((a, b) for a, b in reversed(s.points) if math.isfinite(b)), None)
-        if s.label and last:
+        if s.label and last and across(last[0]) < box[2] - 60:  # it ended early: named where it ended
+            parts.append(text(across(last[0]) + 6, up(last[1]) + 15, short(s.label), f"name {s.class_}"))
+        elif s.label and last:
             ends.append((up(last[1]), across(last[0]), s))
     ends.sort(key=lambda end: end[0])
     gap = min(13.0, (box[3] - box[1] + 12) / max(len(ends), 1))
     heights = spread([end[0] for end in ends], gap, box[1] - 4, box[3] + 4)
-    parts = []
     for (y, x, s), height in zip(ends, heights, strict=True):
         parts.append(line(x + 4, y, box[2] + 12, height, f"leader {s.class_}"))
         label = text(box[2] + 16, height + 4, short(s.label), f"name {s.class_}")

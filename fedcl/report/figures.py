@@ -161,10 +161,22 @@ def merging(result: Result) -> Figure:
         (label, np.array([mean(a[use[:, h], h]) for h in range(last.shape[1])]))
         for label, a in (("own model", own), ("merged", merged), ("after the final stage", final))
     ]
+    rows, marks = _most(list(result.hospitals), marks)
     axis = accuracy_axis(np.concatenate([v for _, v in marks]).tolist(), "test accuracy, task known")
     title = "What merging and learning on cost"
     caption = (
         "Mean over a hospital's tasks, task known: its own model after training, the merged model of that "
         "stage (the step is spatial forgetting), and the model after the final stage (temporal forgetting)."
     )
-    return Figure(title, caption, ranges(Head("merging", title, caption), result.hospitals, marks, axis))
+    if len(rows) < len(result.hospitals):
+        caption += f" The mean of all hospitals, and the {len(rows) - 1} that lost most."
+    return Figure(title, caption, ranges(Head("merging", title, caption), rows, marks, axis))
+
+
+def _most(rows: list[str], marks: list[Mark], most: int = 12) -> tuple[list[str], list[Mark]]:
+    """Many hospitals: their mean, and those that lost most."""
+    if len(rows) <= most + 1:
+        return rows, marks
+    order = np.argsort(marks[-1][1] - marks[0][1], kind="stable")[:most]  # NaN comes last
+    few = [(label, np.concatenate([[mean(v)], v[order]])) for label, v in marks]
+    return ["mean of all", *(rows[h] for h in order)], few

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fedcl.metrics import Bools, Floats
 from fedcl.report.svg import Head, box, fill, gutter, hint, num, picture, short, text
 
-WIDTH = 540.0  # that a few columns share; many columns take more
+WIDTH = 480.0  # that a few columns share; many columns take more
 
 
 class Look(NamedTuple):
@@ -45,7 +45,7 @@ def heat(head: Head, values: Floats, look: Look, outline: Bools | None = None) -
             at = (left + t * cell, y, cell, height)
             parts.append(_cell(at, float(values[s, t]), look, look.say(s, t), marked))
     bottom = top + rows * height
-    width = left + max(columns * cell, 400) + (rise and 30)
+    width = left + max(columns * cell, 320) + (30 if rise > 8 else 4)
     return picture(head, width, bottom + 34, [*parts, *_shades(left, bottom + 14, look)])
 
 
@@ -91,7 +91,9 @@ def _shades(x: float, y: float, look: Look) -> list[str]:
     parts = [text(x, y + 10, low, "tick"), text(start + 114, y + 10, high, "tick")]
     parts += [box(start + 22 * i, y, 20, 12, "cell", fill_opacity=_shade(i / 4)) for i in range(5)]
     after = start + 130 + 7 * len(high)
-    return [*parts, box(after, y, 20, 12, "cell void"), text(after + 26, y + 10, look.void, "tick")]
+    if look.void:
+        parts += [box(after, y, 20, 12, "cell void"), text(after + 26, y + 10, look.void, "tick")]
+    return parts
 
 
 def timetable(

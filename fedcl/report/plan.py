@@ -6,10 +6,13 @@ import numpy as np
 
 from fedcl.metrics import Floats
 from fedcl.report.bars import stacked
-from fedcl.report.figures import Figure, names
+from fedcl.report.figures import MANY, Figure, names
 from fedcl.report.heat import Look, heat, timetable
-from fedcl.report.svg import FILLS, Head, compact, from_zero
+from fedcl.report.svg import FILLS, Head, from_zero, short
 from fedcl.results import Result
+from fedcl.units import count
+
+Cells = list[list[tuple[int, ...]]]  # [hospital][stage] → tasks
 
 
 def split(result: Result) -> Figure:
@@ -27,7 +30,7 @@ def split(result: Result) -> Figure:
         return f"{result.hospitals[h]}, {result.classes[k]}: {counts[h, k]:.0f} samples"
 
     high = float(counts.max(initial=1.0))
-    look = Look(result.hospitals, result.classes, "hospital", "class", compact, say, high)
+    look = Look(result.hospitals, result.classes, "hospital", "class", count, say, high, void="")
     return Figure(title, caption, heat(head, counts, look), wide=True)
 
 
@@ -44,7 +47,7 @@ def samples(result: Result) -> Floats:
 
 def schedule(result: Result) -> Figure:
     """Hospital × stage: which task."""
-    cells: list[list[tuple[int, ...]]] = [[() for _ in result.schedule] for _ in result.hospitals]
+    cells: Cells = [[() for _ in result.schedule] for _ in result.hospitals]
     for stage, clients in enumerate(result.schedule):
         for client, current in enumerate(clients):
             for hospital in result.members[client]:
@@ -52,8 +55,20 @@ def schedule(result: Result) -> Figure:
     title = "Who trains which task when"
     key = "; ".join(f"{t + 1} is {name}" for t, name in enumerate(names(result)))
     caption = f"The number of the task that a hospital trains in a stage: {key}."
-    svg = timetable(Head("schedule", title, caption), result.hospitals, cells, names(result))
+    rows, different = _same(result.hospitals, cells)
+    svg = timetable(Head("schedule", title, caption), rows, different, names(result))
     return Figure(title, caption, svg, wide=len(result.schedule) > 12)
+
+
+def _same(hospitals: tuple[str, ...], cells: Cells) -> tuple[list[str], Cells]:
+    """Many hospitals: those with the same schedule share a row."""
+    if len(hospitals) <= MANY:
+        return list(hospitals), cells
+    groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    for hospital, row in zip(hospitals, cells, strict=True):
+        groups.setdefault(tuple(row), []).append(hospital)
+    rows = [who[0] if len(who) == 1 else f"{short(who[0], 10)} + {len(who) - 1}" for who in groups.values()]
+    return rows, [list(row) for row in groups]
 
 
 def growth(result: Result) -> Figure:
@@ -64,8 +79,8 @@ def growth(result: Result) -> Figure:
             parts[r.stage, int(r.task != "trunk")] += np.nan_to_num(r.value)
     title = "Parameters after each stage"
     rows = [f"stage {s + 1}" for s in range(len(parts))]
-    about = "; ".join(f"{row}: {compact(total)}" for row, total in zip(rows, parts.sum(axis=1), strict=True))
+    about = "; ".join(f"{row}: {count(total)}" for row, total in zip(rows, parts.sum(axis=1), strict=True))
     head = Head("growth", title, about or "No stage is finished.")
-    axis = from_zero(parts.sum(axis=1), "parameters", compact)
+    axis = from_zero(parts.sum(axis=1), "parameters", count)
     caption = "The shared trunk, and the modules and gates of all tasks met so far."
     return Figure(title, caption, stacked(head, parts, rows, ("trunk", "task modules"), axis))

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedcl.report.charts import Point, Series, curves
 from fedcl.report.figures import Figure, names
-from fedcl.report.svg import Axis, Head, accuracy_axis, colour, compact, data_size, from_zero, thin
+from fedcl.report.svg import Axis, Head, accuracy_axis, colour, from_zero, thin
 from fedcl.results import Result
+from fedcl.units import size
 
 
 def rounds(result: Result) -> Axis:
@@ -50,7 +51,7 @@ def validation(result: Result) -> Figure:
     )
     axis = accuracy_axis([p[1] for s in series for p in s.points], "validation accuracy")
     head = Head("validation", title, caption)
-    svg = curves(head, series, rounds(result), axis, boundaries(result), width=1120.0)
+    svg = curves(head, series, rounds(result), axis, boundaries(result), width=1040.0)
     return Figure(title, caption, svg, wide=True)
 
 
@@ -80,9 +81,9 @@ def loss(result: Result) -> Figure:
 def traffic(result: Result) -> Figure:
     """Bytes to and from all clients, round by round."""
     down, up = per_round(result, "bytes_down"), per_round(result, "bytes_up")
-    title, caption = "Bytes per round", "Payload of all messages of a round, all clients together."
+    title, caption = "Bytes per round", "Payload of a round's training messages, all clients together."
     series = [Series("to clients", down, "c0"), Series("from clients", up, "c1 d1")]
-    axis = from_zero([v for _, v in (*down, *up)], "bytes", data_size)
+    axis = from_zero([v for _, v in (*down, *up)], "bytes", size)
     head = Head("traffic", title, caption)
     return Figure(title, caption, curves(head, series, rounds(result), axis, boundaries(result)))
 
@@ -91,7 +92,7 @@ def duration(result: Result) -> Figure:
     """Wall-clock seconds of each round."""
     points = per_round(result, "seconds")
     title, caption = "Seconds per round", "Wall-clock time from sending to merging."
-    axis = from_zero([v for _, v in points], "seconds", compact)
+    axis = from_zero([v for _, v in points], "seconds", lambda v: f"{v:.3g}")
     series = [Series("seconds", points, "c0")]
     head = Head("duration", title, caption)
     return Figure(title, caption, curves(head, series, rounds(result), axis, boundaries(result)))

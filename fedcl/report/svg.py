@@ -63,7 +63,7 @@ class Head(NamedTuple):
 
 
 def picture(head: Head, width: float, height: float, body: Sequence[str]) -> Markup:
-    """A whole drawing. Where there is less than 0.78 of its width it scrolls, so that type stays readable."""
+    """A whole drawing. Where there is less than 0.72 of its width it scrolls, so that type stays readable."""
     named = el("title", escape(head.title), id=f"{head.id}-title")
     named += el("desc", escape(head.description), id=f"{head.id}-desc")
     drawing = el(
@@ -73,9 +73,7 @@ def picture(head: Head, width: float, height: float, body: Sequence[str]) -> Mar
         role="img",
         aria_labelledby=f"{head.id}-title {head.id}-desc",
         viewBox=f"0 0 {num(width)} {num(height)}",
-        width=float(width),
-        height=float(height),
-        style=f"min-width:{num(0.78 * width)}px",
+        style=f"min-width:{num(0.72 * width)}px;max-width:{num(1.12 * width)}px",
     )
     return Markup(drawing)  # every text and attribute in it was escaped by `el`, `text` or `hint`
 
@@ -115,19 +113,6 @@ def gutter(labels: Sequence[str], least: float = 40.0) -> float:
     return max(least, 6.6 * max((len(short(label)) for label in labels), default=0) + 14)
 
 
-def compact(value: float) -> str:
-    """1234567 → "1.23 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def data_size(value: float) -> str:
-    """690000 → "690 kB"."""
-    return compact(value) + ("B" if abs(value) >= 1e3 else " B")
-
-
 def percent(value: float, digits: int = 0) -> str:
     """0.873 → "87 %"."""
     return f"{100 * value:.{digits}f} %"
@@ -140,9 +125,9 @@ def points(difference: float) -> str:
 
 
 def accuracy_axis(values: Sequence[float], title: str) -> Axis:
-    """From a round value at or below the lowest accuracy (at most 80 %) to 100 %."""
+    """From a round value at or below the lowest accuracy (at most 90 %) to 100 %."""
     finite = [value for value in values if math.isfinite(value)]
-    low = min(0.8, math.floor(min(finite, default=0.0) * 10) / 10)
+    low = min(0.9, math.floor(min(finite, default=0.0) * 20) / 20)
     return Axis(title, max(low, 0.0), 1.0, percent)
 
 
@@ -177,7 +162,7 @@ def fill(index: int) -> str:
     return f"fill c{index % FILLS}" + (" d1" if index >= FILLS else "")
 
 
-def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
+def thin(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
     """At most `most` of the points, evenly picked, with the first and the last."""
     if len(points) <= most:
         return list(points)

@@ -1,0 +1,147 @@
+"""What the config's types cannot see: whether the plug-ins that it names exist, with the options given."""
+
+from __future__ import annotations
+
+import importlib.util
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedcl import plugins
+from fedcl.config import Config
+from fedcl.explain import ConfigError, expected, guess
+
+Tree = Mapping[str, Any]
+
+
+def check(tree: Tree) -> list[ConfigError]:
+    """Mistakes in names and options; what is not of the right type is left to the types.
+
+    Plug-ins are imported only where options are given for them.
+    """
+    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree)]
+
+
+def _names(tree: Tree) -> Iterator[ConfigError]:
+    named = [("methods", "method", name) for name in _text(tree, "method").split("+")]
+    named += [("datasets", "data.name", _base(name)) for name in _text(tree, "data.name").split("+")]
+    named += [("models", "model.name", _text(tree, "model.name"))]
+    named += [
+        (f"{rule}s", f"federation.{rule}", _text(tree, f"federation.{rule}"))
+        for rule in ("aggregator", "merger")
+    ]
+    for kind, key, name in named:
+        try:
+            plugins.check(kind, name)
+        except plugins.UnknownPlugin as error:
+            yield ConfigError(key, _get(tree, key), str(error))
+
+
+def _methods(tree: Tree) -> Iterator[ConfigError]:
+    """Each method's options, and then whether the methods go together."""
+    used, given = _text(tree, "method").split("+"), _table(tree, "methods")
+    sound = all(_load("methods", name) for name in used) if given or len(used) > 1 else False
+    for name, options in given.items():
+        plugin = _load("methods", name)
+        wrong = []
+        if name not in used and sound:
+            why = f"options of a method that is not used: method is {_text(tree, 'method')!r}"
+            wrong = [ConfigError(f"methods.{name}", None, why)]
+        elif name in used and plugin is not None and isinstance(options, Mapping):
+            wrong = list(_options(f"methods.{name}", name, [plugin], options, skip=0))
+        yield from wrong
+        sound = sound and not wrong
+    if sound:
+        yield from _together(tree)
+
+
+def _together(tree: Tree) -> Iterator[ConfigError]:
+    from fedcl import methods
+    from fedcl.contracts import FedclError
+
+    try:
+        methods.build(Config(method=_text(tree, "method"), methods=dict(_table(tree, "methods"))))
+    except FedclError as error:
+        key, _, why = str(error).rpartition(": ")  # "methods.ewc: strength = -1 must be ≥ 0"
+        yield ConfigError(key, None, why) if key else ConfigError("method", _get(tree, "method"), why)
+    except ValidationError:
+        return  # the types say so
+
+
+def _sections(tree: Tree) -> Iterator[ConfigError]:
+    """The options of the trunk and of the data sets."""
+    for section, kind in (("model", "models"), ("data", "datasets")):
+        options = _table(tree, f"{section}.options")
+        names = _text(tree, f"{section}.name").split("+")
+        loaded = [_load(kind, _base(name)) for name in names] if options else []
+        if found := [plugin for plugin in loaded if plugin]:
+            yield from _options(f"{section}.options", "+".join(names), found, options, skip=1)
+
+
+def _inference(tree: Tree) -> Iterator[ConfigError]:
+    rule = _text(tree, "model.infer")
+    if rule == Config().model.infer:
+        return
+    from fedcl import infer
+    from fedcl.contracts import FedclError
+
+    try:
+        infer.resolve(rule)
+    except FedclError as error:
+        yield ConfigError("model.infer", rule, str(error).partition(": ")[2] + guess(rule, infer.RULES))
+
+
+def _options(
+    key: str, name: str, found: list[Callable[..., Any]], given: Tree, skip: int
+) -> Iterator[ConfigError]:
+    """Options that the plug-ins do not have, and values of the wrong type."""
+    hints: dict[str, Any] = {}
+    for plugin in found:
+        own = typing.get_type_hints(plugin)
+        hints |= {option: own.get(option, Any) for option in plugins.options(plugin, skip)}
+    hints.pop("variant", None)
+    for option, value in given.items():
+        if option not in hints:
+            has = f"{name} has {', '.join(hints) or 'none'}"
+            yield ConfigError(f"{key}.{option}", value, f"is no option{guess(option, hints) or f'; {has}'}")
+            continue
+        try:
+            TypeAdapter(hints[option]).validate_python(value)
+        except ValidationError:
+            yield ConfigError(f"{key}.{option}", value, f"must be {expected(hints[option])}")
+
+
+def _load(kind: str, name: str) -> Callable[..., Any] | None:
+    """A plug-in, or None where there is none of that name, which `_names` says."""
+    try:
+        return plugins.load(kind, name)
+    except plugins.UnknownPlugin:
+        return None
+
+
+def _base(name: str) -> str:
+    """The data set of `medmnist:bloodmnist`; somebody's own `module:function` stays as it is."""
+    base, colon, _ = name.partition(":")
+    own = colon and base and ("." in base or importlib.util.find_spec(base) is not None)
+    return name if own else base
+
+
+def _get(tree: Tree, key: str) -> Any:
+    """The value at a dotted key: the tree's, or the default."""
+    node: Any = tree
+    default: Any = Config()
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+        default = getattr(default, name)
+    return default if node is None else node
+
+
+def _text(tree: Tree, key: str) -> str:
+    return str(_get(tree, key))
+
+
+def _table(tree: Tree, key: str) -> Tree:
+    value = _get(tree, key)
+    return value if isinstance(value, Mapping) else {}

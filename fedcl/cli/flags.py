@@ -1,0 +1,85 @@
+"""The flags that stand for a setting of the config. They are text here: the config says what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+
+class Flag(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    key: str  # of the config
+    metavar: str
+    default: str
+    help: str
+    panel: str
+
+
+_DATA, _TRAIN, _WHERE = "Who has what, when", "Model and training", "Where and how"
+
+FLAGS = (
+    Flag("clients", "federation.clients", "INT", "5", "Hospitals", _DATA),
+    Flag("fraction", "federation.fraction", "SHARE", "1.0", "Share of them that train in a round", _DATA),
+    Flag("dataset", "data.name", "NAME", "digits", "See `fedcl list datasets`; a+b is a sequence", _DATA),
+    Flag("stream", "stream.kind", "KIND", "class", "class, domain, sequence or site", _DATA),
+    Flag("tasks", "stream.tasks", "INT", "5", "Tasks of the stream", _DATA),
+    Flag(
+        "partition", "partition.name", "NAME", "dirichlet", "iid, dirichlet, shards, quantity or site", _DATA
+    ),
+    Flag("alpha", "partition.alpha", "FLOAT", "0.5", "Dirichlet concentration; small is skewed", _DATA),
+    Flag("schedule", "stream.schedule", "NAME", "same", "same, shuffled, staggered or table", _DATA),
+    Flag("model", "model.name", "NAME", "mlp", "The trunk, see `fedcl list models`", _TRAIN),
+    Flag("heads", "model.heads", "KIND", "task", "task: a module per task; shared: one head", _TRAIN),
+    Flag("method", "method", "NAME", "ewc", "See `fedcl list methods`; a+b combines", _TRAIN),
+    Flag("federation", "federation.kind", "KIND", "federated", "federated, local, central or joint", _TRAIN),
+    Flag("rounds", "train.rounds", "INT", "20", "Rounds of a stage", _TRAIN),
+    Flag("epochs", "train.epochs", "INT", "5", "Local epochs of a round", _TRAIN),
+    Flag("batch-size", "train.batch_size", "INT", "32", "Samples of a step", _TRAIN),
+    Flag("lr", "train.lr", "FLOAT", "0.05", "Learning rate", _TRAIN),
+    Flag("seed", "seed", "INT", "0", "All draws follow from it", _WHERE),
+    Flag("threads", "run.threads", "INT", "1", "torch threads; 0 is torch's choice", _WHERE),
+    Flag("runtime", "run.runtime", "NAME", "inline", "How clients run", _WHERE),
+    Flag("device", "run.device", "NAME", "cpu", "torch device", _WHERE),
+    Flag("output", "run.output", "DIR", "runs/<name>-<hash>", "Run directory", _WHERE),
+)
+
+
+def name_of(key: str) -> str:
+    """The flag that sets a key: "train.lr" → "--lr"."""
+    return next(f"--{flag.name}" for flag in FLAGS if flag.key == key)
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of the table: its `flags` gets those that were typed, {key: text}."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        texts = {flag.key: given.pop(flag.name.replace("-", "_")) for flag in FLAGS}
+        command(flags={key: text for key, text in texts.items() if text is not None}, **given)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    rest = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "flags"]
+    parameters = [*map(_parameter, FLAGS), *rest]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _parameter(flag: Flag) -> inspect.Parameter:
+    option = typer.Option(
+        f"--{flag.name}",
+        metavar=flag.metavar,
+        help=f"{flag.help} ({flag.default})",
+        rich_help_panel=flag.panel,
+        show_default=False,
+    )
+    name = flag.name.replace("-", "_")
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )

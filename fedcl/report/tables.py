@@ -1,0 +1,132 @@
+"""The page's tables: Result → rows of cells. Pure."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from fedcl.metrics import (
+    COMPAT,
+    DEFINITIONS,
+    INFERRED,
+    compat,
+    hospital_accuracy,
+    just_learned_forgetting,
+    mean,
+    merging_drop,
+    peak_forgetting,
+)
+from fedcl.report.figures import names
+from fedcl.report.svg import points
+from fedcl.results import Result
+
+
+class Cell(NamedTuple):
+    """A table cell: what is read, and what is sorted by."""
+
+    text: str
+    key: float | str
+
+
+def share(value: float, signed: bool = False) -> Cell:
+    """A fraction in per cent, or points if signed; "–" where undefined."""
+    if not np.isfinite(value):
+        return Cell("–", -9.0)
+    return Cell(points(value) if signed else f"{100 * value:.1f}".replace("-", "−"), float(value))
+
+
+def count(value: float) -> Cell:
+    """A whole number."""
+    return Cell(f"{value:,.0f}".replace(",", " "), float(value))
+
+
+def task_table(result: Result) -> list[list[Cell]]:
+    """Per task, after the final stage, pooled over hospitals."""
+    known, unknown = result.known.whole(), result.unknown.whole()
+    peak, just, other = peak_forgetting(known), just_learned_forgetting(known), peak_forgetting(unknown)
+    stages = len(result.accuracy)
+    blank = np.full(len(result.tasks), np.nan)
+    balanced, auroc = (
+        np.where(known.seen, a[-1], np.nan) if stages else blank
+        for a in (result.pooled_balanced, result.pooled_auroc)
+    )
+    rows = []
+    for t, title in enumerate(names(result)):
+        numbers = [known.final[t], unknown.final[t], balanced[t], auroc[t], -peak[t], -just[t], -other[t]]
+        cells = [share(float(v), signed=i > 3) for i, v in enumerate(numbers)]
+        rows.append([Cell(title, t), count(float(result.counts[t].sum())), *cells])
+    return rows
+
+
+def hospital_table(result: Result) -> list[list[Cell]]:
+    """Per hospital, after the final stage, on its own test samples."""
+    known, inferred = hospital_accuracy(result.known), hospital_accuracy(result.unknown)
+    drop = merging_drop(result.known)
+    rows = []
+    for c, hospital in enumerate(result.hospitals):
+        own = result.known.hospital(c)
+        lost = [mean(drop[:, c]), mean(just_learned_forgetting(own)), mean(peak_forgetting(own))]
+        cells = [share(float(v)) for v in (known[c], inferred[c])] + [share(-v, signed=True) for v in lost]
+        samples = [count(float(result.split[c, :, 0].sum())), count(float(result.counts[:, c].sum()))]
+        rows.append([Cell(hospital, hospital), *samples, *cells])
+    return rows
+
+
+def fault_table(result: Result) -> list[list[Cell]]:
+    """What went wrong, in the order of rounds; the first 500."""
+    rows = []
+    for r in [r for r in result.records if r.phase == "fault"][:500]:
+        clients = result.members[r.client] if r.client is not None and r.client < len(result.members) else ()
+        who = ", ".join(result.hospitals[h] for h in clients[:3]) + (" …" if len(clients) > 3 else "")
+        rows.append(
+            [
+                count(r.stage + 1),
+                count(r.round + 1),
+                Cell(who or "–", who),
+                Cell(r.name, r.name),
+                Cell(r.note, r.note),
+            ]
+        )
+    return rows
+
+
+def metric_table(result: Result) -> list[dict[str, str]]:
+    """Every metric with its value, formula and source."""
+    rows = []
+    for name, (title, formula, source) in DEFINITIONS.items():
+        known = share(result.metrics[name]).text
+        inferred = share(result.metrics[f"{name}_inferred"]).text if name in INFERRED else ""
+        rows.append(
+            {
+                "name": name,
+                "title": title,
+                "formula": formula,
+                "source": source,
+                "known": known,
+                "inferred": inferred,
+            }
+        )
+    return rows
+
+
+def compat_table(result: Result) -> list[dict[str, str]]:
+    """What the peers' scripts would print, where they can read this run."""
+    rows = []
+    for peer, (formula, note) in COMPAT.items():
+        row = {"peer": peer, "formula": formula, "note": note, "known": "–", "inferred": "–"}
+        for how, pooled in (("known", result.pooled), ("inferred", result.pooled_inferred)):
+            with suppress(ValueError):
+                row[how] = share(compat(peer, pooled, result.counts.sum(axis=1))["forgetting"]).text
+        rows.append(row)
+    return [row for row in rows if {row["known"], row["inferred"]} != {"–"}]
+
+
+def extras(result: Result) -> list[tuple[str, str, str]]:
+    """Final figures that are not metrics of accuracy, e.g. a privacy budget: (name, value, note)."""
+    known = set(DEFINITIONS) | {f"{name}_inferred" for name in INFERRED} | {"latency_ms", "parameter_growth"}
+    chosen = [r for r in result.records if r.phase == "final" and r.client is None and r.name not in known]
+    return [
+        (r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen
+    ]

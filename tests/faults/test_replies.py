@@ -1,0 +1,134 @@
+"""Hospitals that answer wrongly or not at all: the round goes on without them, and the run says who and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from small import model
+
+from fedcl import client
+from fedcl.contracts import FedclError
+from fedcl.runtime.inline import InlineGrid
+
+
+def _tamper(monkeypatch, change, victims=(1,), rounds=(1,)):
+    """Let some clients' training answers of some rounds be `change(update)`."""
+    honest = client.Client.run
+
+    def run(self, index, job):
+        update = honest(self, index, job)
+        return change(update) if index in victims and job.phase == "train" and job.round in rounds else update
+
+    monkeypatch.setattr(client.Client, "run", run)
+
+
+def _edit(name, value):
+    return lambda update: dataclasses.replace(update, arrays=update.arrays | {name: value})
+
+
+def _drop(name):
+    return lambda update: dataclasses.replace(
+        update, arrays={key: value for key, value in update.arrays.items() if key != name}
+    )
+
+
+def _raise(update):
+    raise RuntimeError("the power went out")
+
+
+WRONG = {
+    "NaN": (_edit("trunk.layers.0.bias", torch.full((16,), math.nan)), "rejected", "NaN"),
+    "shape": (_edit("trunk.layers.0.bias", torch.zeros(3)), "rejected", "shape"),
+    "dtype": (_edit("trunk.layers.0.bias", torch.zeros(16, dtype=torch.float64)), "rejected", "dtype"),
+    "another task's module": (_edit("tasks.t2.out.bias", torch.zeros(2)), "rejected", "not asked for"),
+    "too little": (_drop("trunk.layers.0.bias"), "rejected", "missing"),
+    "weight": (lambda u: dataclasses.replace(u, weight=math.inf), "rejected", "weight"),
+    "somebody else": (lambda u: dataclasses.replace(u, client=2), "missing", "in the name of"),
+    "raises": (_raise, "missing", "the power went out"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_answer_is_left_out_and_named(run, monkeypatch, what):
+    change, kind, why = WRONG[what]
+    _tamper(monkeypatch, change)
+    result = run("run")
+    faults = [record for record in result.records if record.phase == "fault"]
+    assert [(f.stage, f.round, f.client, f.name) for f in faults] == [(0, 1, 1, kind)]
+    assert why in faults[0].note
+    assert all(value.isfinite().all() for value in model(result).values())
+    assert not math.isnan(result.metrics["average_accuracy"])
+    assert why in (result.path / "report.html").read_text()
+
+
+def test_the_round_is_that_of_the_others(run, monkeypatch):
+    """Leaving out a NaN is the same as that client never having been asked in that round."""
+    _tamper(monkeypatch, _edit("trunk.layers.0.bias", torch.full((16,), math.nan)))
+    wrong = model(run("nan", method="finetune"))
+    monkeypatch.undo()
+    _tamper(monkeypatch, _raise)
+    silent = model(run("silent", method="finetune"))
+    for name, value in wrong.items():
+        assert torch.equal(value, silent[name]), name
+
+
+def test_without_a_quorum_the_run_ends_clearly_and_goes_on_later(run, small, monkeypatch):
+    whole = model(run("whole"))
+    _tamper(monkeypatch, _raise, victims=(0, 1, 2), rounds=(3,))
+    with pytest.raises(FedclError, match=r"stage 1, round 1: 0 of 3 clients .* power went out"):
+        run("broken", run={"checkpoint_every": 1})
+    monkeypatch.undo()
+    mended = model(run("broken"))
+    for name, value in whole.items():
+        assert torch.equal(value, mended[name]), name
+
+
+def test_silence_ends_with_the_timeout(run, monkeypatch):
+    pull = InlineGrid.pull_messages
+
+    def silent(self, message_ids):
+        loud = [i for i in message_ids if self._waiting[i].metadata.dst_node_id != 1001]
+        return pull(self, loud)
+
+    def mute(self, message_ids):
+        return pull(self, message_ids) if not muted else silent(self, message_ids)
+
+    muted = True
+    meet = InlineGrid.send_and_receive
+
+    def loud_meeting(self, messages, *, timeout=None):
+        nonlocal muted
+        muted = False
+        replies = meet(self, messages, timeout=timeout)
+        muted = True
+        return replies
+
+    monkeypatch.setattr(InlineGrid, "pull_messages", mute)
+    monkeypatch.setattr(InlineGrid, "send_and_receive", loud_meeting)
+    result = run("run", federation={"timeout": 0.3}, stream={"tasks": 1, "classes": [[0, 1]]})
+    faults = [record for record in result.records if record.phase == "fault"]
+    assert {fault.client for fault in faults} == {1}
+    assert all("no answer within 0.3 s" in fault.note for fault in faults)
+
+
+def test_a_missed_consolidation_is_made_up_before_the_next_training(run, monkeypatch):
+    """Client 1 is away when t0 ends; it consolidates later on that same model, and nothing else changes."""
+    whole = run("whole")
+    honest = client.Client.run
+
+    def away(self, index, job):
+        if index == 1 and job.phase == "consolidate" and job.stage == 0 and not served:
+            served.append(job)
+            raise RuntimeError("away")
+        return honest(self, index, job)
+
+    served: list[object] = []
+    monkeypatch.setattr(client.Client, "run", away)
+    late = run("late")
+    assert len(served) == 1
+    for name, value in model(whole).items():
+        if not name.startswith("infer."):
+            assert torch.equal(value, model(late)[name]), name

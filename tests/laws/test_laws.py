@@ -1,0 +1,136 @@
+"""What holds for every method: written once, over the plug-ins of the folder."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from small import assert_same, model
+
+from fedcl import plugins
+from fedcl.config import Config
+from fedcl.runtime.inline import InlineGrid
+from fedcl.simulate import Interrupted, simulate
+
+METHODS = plugins.names("methods")
+STRENGTHS = [("ewc", "strength", step) for step in ("proximal", "explicit")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_twice(run, method):
+    assert_same(run("a", method=method), run("b", method=method))
+
+
+def test_another_seed_is_another_run(run):
+    one, two = model(run("a")), model(run("b", seed=4))
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_resumed_is_uninterrupted(run, small, tmp_path, method, stop_after, monkeypatch):
+    whole = run("whole", method=method)
+    config = small(method=method, run={"output": str(tmp_path / "parts"), "checkpoint_every": 1})
+    _stop_after(monkeypatch, stop_after)
+    with pytest.raises(Interrupted):
+        simulate(config)
+    monkeypatch.undo()
+    assert_same(whole, simulate(config))
+
+
+@pytest.mark.parametrize("reset", ["task", "never"])
+def test_optimiser_state_survives_a_resume(run, small, tmp_path, reset, monkeypatch):
+    train = {"reset": reset, "optimizer": "adam", "lr": 0.01}
+    whole = run("whole", train=train)
+    config = small(train=train, run={"output": str(tmp_path / "parts"), "checkpoint_every": 1})
+    _stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        simulate(config)
+    monkeypatch.undo()
+    assert_same(whole, simulate(config))
+    forgetful = model(run("round", train=train | {"reset": "round"}))
+    assert any(not torch.equal(value, forgetful[name]) for name, value in model(whole).items())
+
+
+def _stop_after(monkeypatch, rounds: int) -> None:
+    """Ask the server to stop after so many rounds, as Ctrl-C does."""
+    from fedcl import server
+
+    saved, count = server.Server._save, iter(range(1_000))
+
+    def save(self, always=False):
+        self._stop = lambda: not always and next(count) + 1 == rounds
+        saved(self, always)
+
+    monkeypatch.setattr(server.Server, "_save", save)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_of_arrival_does_not_matter(run, method, monkeypatch):
+    straight = run("straight", method=method)
+    pull = InlineGrid.pull_messages
+    shuffle = random.Random(0)
+
+    def shuffled(self, message_ids):
+        ids = list(message_ids)
+        shuffle.shuffle(ids)
+        return pull(self, ids)
+
+    monkeypatch.setattr(InlineGrid, "pull_messages", shuffled)
+    assert_same(straight, run("shuffled", method=method))
+
+
+@pytest.mark.parametrize(("method", "option", "step"), STRENGTHS)
+def test_strength_zero_is_finetune(run, method, option, step):
+    none = run("finetune", method="finetune")
+    zero = run("zero", method=method, methods={method: {option: 0.0, "step": step}})
+    for name, value in model(none).items():
+        assert torch.equal(value, model(zero)[name]), name
+
+
+def test_freeze_forgets_nothing_and_finetune_most(tmp_path):
+    """On the real digits, short: what a stranger would try first, and reads in the report."""
+    results = {}
+    for method in ("freeze", "ewc", "finetune"):
+        output = {"output": str(tmp_path / method)}
+        train = {"rounds": 4, "epochs": 3, "lr": 0.1}
+        config = Config.model_validate({"method": method, "train": train, "run": output, "stream": {"tasks": 3}})
+        results[method] = simulate(config)
+    forgetting = {method: result.metrics["forgetting"] for method, result in results.items()}
+    assert forgetting["freeze"] == 0.0
+    assert forgetting["finetune"] == max(forgetting.values())
+    assert forgetting["finetune"] > 0.02
+    report = (results["finetune"].path / "report.html").read_text()
+    assert f"{100 * forgetting['finetune']:.1f}" in report
+
+
+def test_frozen_tensors_do_not_move_by_a_bit(run, small, tmp_path):
+    train = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1}
+    short = run("short", method="freeze", train=train, stream={"classes": [[0, 1]], "tasks": 1})
+    long = run("long", method="freeze", train=train, stream={"classes": [[0, 1], [2, 3]], "tasks": 2})
+    first, second = model(short), model(long)
+    for name in first:
+        if name.startswith(("trunk.", "tasks.t0", "gates.t0")):
+            assert torch.equal(first[name], second[name]), name
+
+
+def test_old_modules_stay_while_the_trunk_moves(run):
+    short = model(run("short", method="finetune", stream={"classes": [[0, 1]], "tasks": 1}))
+    long = model(run("long", method="finetune", stream={"classes": [[0, 1], [2, 3]], "tasks": 2}))
+    assert not torch.equal(short["trunk.layers.0.weight"], long["trunk.layers.0.weight"])
+    for name in short:
+        if name.startswith(("tasks.t0", "gates.t0")):
+            assert torch.equal(short[name], long[name]), name
+
+
+def test_a_hospital_without_the_task_leaves_its_module_alone(run):
+    """t1 belongs to hospital 2 alone: whatever 0 and 1 hold of t0, t1's module is the same."""
+    table = [[0, 0, -1], [-1, -1, 1]]
+    stream = {"tasks": 2, "classes": [[0, 1, 2], [3, 4, 5]], "schedule": "table", "table": table}
+    both = run("both", method="freeze", methods={"freeze": {"after": 0}}, stream=stream)
+    table = [[-1, -1, -1], [-1, -1, 1]]
+    alone = run("alone", method="freeze", methods={"freeze": {"after": 0}}, stream=stream | {"table": table})
+    for name, value in model(alone).items():
+        if name.startswith(("tasks.t1", "gates.t1", "trunk.")):
+            assert torch.equal(value, model(both)[name]), name
