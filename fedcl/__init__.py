@@ -2,16 +2,16 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    config contracts rng plugins toml         the experiment, the records between stages, where draws come from
-    datasets partition tasks features augment federation      what the hospitals hold, and when
-    models fisher infer evaluate growth methods               what they train, remember and are asked
-    optimizers store client                   one client's job: the only training loop
-    aggregators mergers merge scores          what the server makes of the answers
-    metrics results report run_dir            what comes out
-    state plan collect privacy server         the only round loop
-    runtime                                   Flower: apps, wire, one file per way to run
-    finish simulate                           the whole story on one page
-    rescore settings summary view cli         around it
+    config contracts rng plugins toml                           the experiment, the records, where draws come from
+    datasets partition tasks features augment federation        what the hospitals hold, and when
+    models _sample_grads fisher infer evaluate growth methods   what they train, remember and are asked
+    optimizers store client                                     one client's Job: the only training loop
+    aggregators mergers merge scores                            what the server makes of the answers
+    units metrics results report run_dir                        what comes out
+    state plan collect privacy server                           the only round loop
+    runtime                                                     Flower: apps, wire, one file per way to run
+    finish simulate                                             the whole story on one page
+    rescore settings summary view cli                           around it
 """
 
 from __future__ import annotations

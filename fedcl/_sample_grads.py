@@ -29,7 +29,10 @@ class Call(NamedTuple):
 
 
 def _linear(layer: nn.Linear, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    a, delta = a.reshape(len(a), -1, a.shape[-1]), delta.reshape(len(a), -1, delta.shape[-1])  # [n, tokens, …]
+    a, delta = (
+        a.reshape(len(a), -1, a.shape[-1]),
+        delta.reshape(len(a), -1, delta.shape[-1]),
+    )  # [n, tokens, …]
     return {"weight": delta.mT @ a, "bias": delta.sum(1)}
 
 
@@ -85,7 +88,8 @@ def _rule(layer: nn.Module) -> _Rule | None:
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same"):
         return None
     if isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer):
-        (own, *more), others = layer.parametrizations["weight"], len(layer.parametrizations) - 1
+        parametrized = cast(nn.ModuleDict, layer.parametrizations)
+        (own, *more), others = cast(nn.ModuleList, parametrized["weight"]), len(parametrized) - 1
         normed = isinstance(own, parametrizations._WeightNorm) and own.dim == 0 and not more and not others
         return _weight_normed if normed else None
     return _RULES.get(type(layer))  # the exact type: a subclass may compute something else

@@ -83,7 +83,6 @@ def _parse(text: str) -> tuple[str, list[Any], dict[str, Any]]:
             raise ValueError("** is not allowed")
     except (SyntaxError, ValueError) as error:
         raise FedclError(
-            f"data.augment: {text!r} is not a transform with plain values, such as "
-            f"'RandomCrop(28, padding=2)': {error}"
+            f"data.augment: {text!r} is not a transform with plain values, such as 'RandomCrop(28, padding=2)': {error}"
         ) from error
     return call.func.id, args, kwargs

@@ -21,7 +21,7 @@ def check(tree: Tree) -> list[ConfigError]:
 
     Plug-ins are imported only where options are given for them.
     """
-    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree)]
+    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree), *_device(tree)]
 
 
 def _names(tree: Tree) -> Iterator[ConfigError]:
@@ -29,8 +29,7 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
     named += [("datasets", "data.name", _base(name)) for name in _text(tree, "data.name").split("+")]
     named += [("models", "model.name", _text(tree, "model.name"))]
     named += [
-        (f"{rule}s", f"federation.{rule}", _text(tree, f"federation.{rule}"))
-        for rule in ("aggregator", "merger")
+        (f"{rule}s", f"federation.{rule}", _text(tree, f"federation.{rule}")) for rule in ("aggregator", "merger")
     ]
     for kind, key, name in named:
         try:
@@ -93,9 +92,20 @@ def _inference(tree: Tree) -> Iterator[ConfigError]:
         yield ConfigError("model.infer", rule, str(error).partition(": ")[2] + guess(rule, infer.RULES))
 
 
-def _options(
-    key: str, name: str, found: list[Callable[..., Any]], given: Tree, skip: int
-) -> Iterator[ConfigError]:
+def _device(tree: Tree) -> Iterator[ConfigError]:
+    name = _text(tree, "run.device")
+    if name == Config().run.device:
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        yield ConfigError("run.device", name, f"cannot be used here ({why}); `fedcl doctor` names the devices")
+
+
+def _options(key: str, name: str, found: list[Callable[..., Any]], given: Tree, skip: int) -> Iterator[ConfigError]:
     """Options that the plug-ins do not have, and values of the wrong type."""
     hints: dict[str, Any] = {}
     for plugin in found:

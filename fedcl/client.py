@@ -154,7 +154,7 @@ class Client:
                 for index, (_, batch) in enumerate(parts):
                     n = len(batch.y)
                     order = torch.randperm(n, generator=generator) if self.config.train.shuffle else torch.arange(n)
-                    plan += [(index, chunk) for chunk in order.to(self.device).split(size)]
+                    plan += [(index, chunk) for chunk in torch.split(order.to(self.device), size)]
                 if len(parts) > 1:  # several tasks at once: their batches come mixed
                     plan = [plan[i] for i in torch.randperm(len(plan), generator=generator)]
                 for index, chunk in plan:
@@ -190,9 +190,7 @@ class Client:
         tasks = [self.tasks[name] for name in job.tasks]
         for hospital in self.federation.members[client]:
             data = [(task, self._put(self.federation.batch(hospital, task.index, "test"))) for task in tasks]
-            counted = evaluate.count(
-                self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast
-            )
+            counted = evaluate.count(self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast)
             for task, (answers, scores) in counted.items():
                 arrays[f"{hospital}.{task}.answers"] = answers
                 arrays[f"{hospital}.{task}.scores"] = scores

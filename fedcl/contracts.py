@@ -170,9 +170,7 @@ class Method:
         """Gradients before the optimiser sees them."""
         return grads
 
-    def edit_update(
-        self, ctx: Context, before: Params, after: Params, memory: Memory
-    ) -> tuple[Params, Memory]:
+    def edit_update(self, ctx: Context, before: Params, after: Params, memory: Memory) -> tuple[Params, Memory]:
         """Parameters after the optimiser's step: proximal steps, projections, masks. `before` may be empty."""
         return after, memory
 
@@ -184,9 +182,7 @@ class Method:
         """After `end_task`: what the server half needs. Raw samples never."""
         return {}
 
-    def server(
-        self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]
-    ) -> tuple[Memory, Memory]:
+    def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
         return state, {}
 

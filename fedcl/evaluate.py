@@ -24,10 +24,8 @@ _CHUNK = 4096
 def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
     """Share of right answers with the task known, in [0, 1]; `data.y` holds the module's outputs."""
     net.eval()
-    right = sum(
-        int((net(x, task.id).argmax(1) == y).sum())
-        for x, y in zip(data.x.split(_CHUNK), data.y.split(_CHUNK), strict=True)
-    )
+    parts = zip(torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True)
+    right = sum(int((net(x, task.id).argmax(1) == y).sum()) for x, y in parts)
     return right / max(len(data.y), 1)
 
 
@@ -60,7 +58,7 @@ def count(
     if not present:
         return result
     x = torch.cat([batch.x for _, batch in present])
-    features = torch.cat([net.features(part) for part in x.split(_CHUNK)])
+    features = torch.cat([net.features(part) for part in torch.split(x, _CHUNK)])
     if net.owner("") == SHARED:
         net.allow(None)
         outputs = net.head(features, "")

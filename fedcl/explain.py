@@ -102,7 +102,7 @@ def _unknown(path: Sequence[str]) -> str:
         for other, field in Config.model_fields.items()
         if _is_section(field.annotation)
         for name in field.annotation.model_fields  # type: ignore[union-attr]
-    }
+    } | {name: name for name in Config.model_fields}
     known = elsewhere if path[-1] in elsewhere else own
     if near := difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6):
         return f"there is no such setting; did you mean {known[near[0]]}?"

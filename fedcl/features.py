@@ -62,9 +62,7 @@ def _moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     count = sum((~part.isnan()).sum(dims, keepdim=True) for part in parts)
     total = sum(part.nansum(dims, keepdim=True, dtype=torch.float64) for part in parts)
     mean = torch.as_tensor(total / count)
-    squares = sum(
-        ((part - mean.float()) ** 2).nansum(dims, keepdim=True, dtype=torch.float64) for part in parts
-    )
+    squares = sum(((part - mean.float()) ** 2).nansum(dims, keepdim=True, dtype=torch.float64) for part in parts)
     std = torch.as_tensor(squares / count).sqrt()
     return mean.nan_to_num(0.0).float(), torch.where(std > 0, std, 1.0).float()
 

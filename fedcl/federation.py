@@ -46,13 +46,9 @@ class Federation:
     shape: tuple[int, ...]  # of a sample
     classes: tuple[str, ...]  # names, by global class id
     names: tuple[str, ...]  # of the hospitals
-    members: tuple[
-        tuple[int, ...], ...
-    ]  # client → the hospitals whose data it holds; all where data are pooled
+    members: tuple[tuple[int, ...], ...]  # client → the hospitals whose data it holds; all where data are pooled
     groups: tuple[tuple[int, ...], ...]  # the clients that average together
-    schedule: (
-        streams.Schedule
-    )  # [stage][client] → tasks to train; () also where the client has no samples of it
+    schedule: streams.Schedule  # [stage][client] → tasks to train; () also where the client has no samples of it
     _counts: np.ndarray  # [hospitals, tasks, 3, classes] int64
     _x: Tensor  # [N, *shape] float32
     _y: Tensor  # [N] int64
@@ -104,9 +100,7 @@ class Federation:
         """The federation as JSON-able lists: who has what, when."""
         return {
             "hospitals": list(self.names),
-            "tasks": [
-                {"id": task.id, "title": task.title, "classes": list(task.classes)} for task in self.tasks
-            ],
+            "tasks": [{"id": task.id, "title": task.title, "classes": list(task.classes)} for task in self.tasks],
             "classes": list(self.classes),
             "shape": list(self.shape),
             "members": [list(hospitals) for hospitals in self.members],
@@ -157,9 +151,7 @@ def build(config: Config, samples: Samples | None = None) -> Federation:
         tasks=tasks,
         shape=shape,
         classes=samples.classes,
-        names=samples.sites
-        if config.partition.name == "site"
-        else tuple(f"hospital {k}" for k in range(hospitals)),
+        names=samples.sites if config.partition.name == "site" else tuple(f"hospital {k}" for k in range(hospitals)),
         members=members,
         groups=groups,
         schedule=_schedule(config, tasks, members, counts),
@@ -205,9 +197,7 @@ def _schedule(
     known = counts[:, :, TRAIN].sum(-1) > 0  # [hospitals, tasks]
     for task in tasks:
         if not known[:, task.index].any():
-            raise FedclError(
-                f"task {task.id} ({task.title}) has no training samples in any hospital; leave it out"
-            )
+            raise FedclError(f"task {task.id} ({task.title}) has no training samples in any hospital; leave it out")
     kind = config.federation.kind
     if kind == "joint":
         return ((tuple(range(len(tasks))),),)
@@ -216,8 +206,7 @@ def _schedule(
     plan = streams.schedule(stream, len(tasks), len(members), config.seed)
     return tuple(
         tuple(
-            tuple(task for task in now if known[list(members[client]), task].any())
-            for client, now in enumerate(stage)
+            tuple(task for task in now if known[list(members[client]), task].any()) for client, now in enumerate(stage)
         )
         for stage in plan
     )

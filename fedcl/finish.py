@@ -26,7 +26,10 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
         prepared = infer.prepare(group.statistics)
         run.save_tensors(name, group.params | {f"{_PREFIX}{key}": value for key, value in prepared.items()})
     net = restore(config, federation, state.groups[0].params)
-    last = {"stage": len(federation.schedule) - 1, "round": len(federation.schedule) * config.train.rounds - 1}
+    last = {
+        "stage": len(federation.schedule) - 1,
+        "round": len(federation.schedule) * config.train.rounds - 1,
+    }
     last |= {"phase": "final", "client": None, "task": None}  # type: ignore[dict-item]
     figures = {"latency_ms": latency(net, federation, config, infer.prepare(state.groups[0].statistics))}
     sizes = net.sizes()

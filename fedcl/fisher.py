@@ -111,9 +111,7 @@ def _add_closed(
         return
     # A linear layer on plain rows has (δ_n a_nᵀ)² = δ_n² (a_n²)ᵀ: one matrix product serves all cotangents.
     rows = {
-        name: 0 * calls[name][0].output.detach()
-        for name, layer in layers.items()
-        if _on_rows(layer, calls[name][0])
+        name: 0 * calls[name][0].output.detach() for name, layer in layers.items() if _on_rows(layer, calls[name][0])
     }
     outputs = [calls[name][0].output for name in layers]
     for place, vector in enumerate(vectors):
@@ -185,9 +183,7 @@ def _others(
         )
         used = {name for name, grad in zip(parameters, found, strict=True) if grad is not None}
     if layers and not used:
-        raise ValueError(
-            "`forward` reads copies of the net's parameters; it must read those of the net itself"
-        )
+        raise ValueError("`forward` reads copies of the net's parameters; it must read those of the net itself")
     return {name: value for name, value in parameters.items() if name in used - closed}
 
 

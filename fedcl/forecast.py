@@ -55,9 +55,7 @@ def forecast(config: Config, federation: Federation) -> Forecast:
         for number in range(config.train.rounds):
             for group in state.groups:
                 for client, job in plan.training(state, group, stage, number):
-                    moves = {
-                        n: v for n, v in job.arrays.items() if n in trained and method.trainable(n, stage)
-                    }
+                    moves = {n: v for n, v in job.arrays.items() if n in trained and method.trainable(n, stage)}
                     sizes[0] += sum(value.nbytes for value in job.arrays.values())
                     sizes[1] += sum(value.nbytes for value in moves.values())
                     steps += _steps(config, federation, client, job)

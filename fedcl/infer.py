@@ -146,9 +146,7 @@ def without(extras: Mapping[str, Tensor]) -> Params:
     return {key: value for key, value in extras.items() if not key.startswith(PREFIX)}
 
 
-def predict(
-    rule: str, tasks: Sequence[Task], logits: Mapping[str, Tensor], x: Tensor, prepared: Params
-) -> Tensor:
+def predict(rule: str, tasks: Sequence[Task], logits: Mapping[str, Tensor], x: Tensor, prepared: Params) -> Tensor:
     """Global class ids [n] where the task is not known: the rule's task, then its module's class."""
     rule = resolve(rule)
     if rule == "prototypes" and any(f"{task.id}.means" not in prepared for task in tasks):

@@ -23,9 +23,7 @@ def build(train: Train, params: list[Tensor], lr: float, several: bool = False) 
     """
     fused = not several
     if train.optimizer == "sgd":
-        return torch.optim.SGD(
-            params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
-        )
+        return torch.optim.SGD(params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(params, lr=lr, weight_decay=train.weight_decay, fused=fused)
 
@@ -36,9 +34,7 @@ def recall(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> 
         start = f"{_PREFIX}{name}/"
         state = {key.removeprefix(start): value for key, value in memory.items() if key.startswith(start)}
         if state:
-            optimizer.state[parameter] = {
-                key: value.clone().to(parameter.device) for key, value in state.items()
-            }
+            optimizer.state[parameter] = {key: value.clone().to(parameter.device) for key, value in state.items()}
 
 
 def remember(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> Memory:

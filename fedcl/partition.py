@@ -148,9 +148,7 @@ def check(owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospital
 
 def _site(samples: Samples, hospitals: int) -> np.ndarray:
     if samples.site is None:
-        raise FedclError(
-            "--partition site: the data set does not say where a sample comes from; take another one"
-        )
+        raise FedclError("--partition site: the data set does not say where a sample comes from; take another one")
     if len(samples.sites) != hospitals:
         raise FedclError(
             f"--partition site: there are {len(samples.sites)} sites ({', '.join(samples.sites[:6])}), "

@@ -80,9 +80,7 @@ class Plan:
         parts = {"", *(self._owner(self.federation.tasks[index].id) for index in tasks)}
         return {name: value for name, value in params.items() if role(name) in parts}
 
-    def _jobs(
-        self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]
-    ) -> Jobs:
+    def _jobs(self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]) -> Jobs:
         shared: dict[tuple[int, ...], Params] = {}  # one dict for equal needs: it is encoded once
         jobs = []
         for client in clients:

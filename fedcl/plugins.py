@@ -12,7 +12,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def check(kind: str, name: str) -> None:
     raise UnknownPlugin(f"no {kind} plug-in {name!r}; {hint}there are: {', '.join(known) or 'none yet'}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(kind: str, name: str) -> Callable[..., Any]:
     """The callable behind a name.
 

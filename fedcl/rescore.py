@@ -87,9 +87,7 @@ def _replies(
     tasks = [hospitals.tasks[index] for index in indices]
     net = finish.restore(config, hospitals, model.params)
     if rule == "prototypes" and config.model.heads == "task" and not model.prepared and len(tasks) > 1:
-        raise FedclError(
-            "--infer prototypes: the run kept no statistics for it; take entropy, confidence or energy"
-        )
+        raise FedclError("--infer prototypes: the run kept no statistics for it; take entropy, confidence or energy")
     for hospital in (hospital for client in clients for hospital in hospitals.members[client]):
         data = [(task, hospitals.batch(hospital, task.index, "test")) for task in tasks]
         counted = evaluate.count(net, tasks, seen, data, rule, model.prepared)
@@ -110,18 +108,10 @@ def _tasks(model: Model, config: Config, hospitals: Federation) -> list[int]:
 def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], str]:
     """Of each group of clients the model, the classes met, and which model it is."""
     groups = len(hospitals.groups)
-    names = (
-        ["model.safetensors"] if groups == 1 else [f"model-{group}.safetensors" for group in range(groups)]
-    )
+    names = ["model.safetensors"] if groups == 1 else [f"model-{group}.safetensors" for group in range(groups)]
     if run_dir.read_status(run).get("state") == "finished":
         seen = sorted(
-            {
-                c
-                for stage in hospitals.schedule
-                for now in stage
-                for t in now
-                for c in hospitals.tasks[t].classes
-            }
+            {c for stage in hospitals.schedule for now in stage for t in now for c in hospitals.tasks[t].classes}
         )
         return [_read(run / name) for name in names], seen, "final model"
     state = _checkpoint(run)

@@ -52,9 +52,7 @@ def read_records(path: Path) -> Iterator[Record]:
             yield _record(json.loads(line))
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise ValueError(
-                    f"{path}:{number}: not a metrics record ({error}); restore the file"
-                ) from error
+                raise ValueError(f"{path}:{number}: not a metrics record ({error}); restore the file") from error
 
 
 def _record(line: dict[str, Any]) -> Record:
@@ -104,9 +102,7 @@ class Result:
     @property
     def known(self) -> Scores:
         """What the metrics read, the task known."""
-        return Scores(
-            self.accuracy, self.pooled, self.counts, self.first, self.last, self.local, self.baseline
-        )
+        return Scores(self.accuracy, self.pooled, self.counts, self.first, self.last, self.local, self.baseline)
 
     @property
     def unknown(self) -> Scores:
@@ -124,9 +120,7 @@ class Result:
         """
         for name in ("federation.json", "metrics.jsonl"):
             if not (run / name).is_file():
-                raise FileNotFoundError(
-                    f"{run} has no {name}: give the directory that `fedcl simulate` wrote"
-                )
+                raise FileNotFoundError(f"{run} has no {name}: give the directory that `fedcl simulate` wrote")
         plan = json.loads((run / "federation.json").read_text(encoding="utf-8"))
         keyed = {record[:6]: record for record in read_records(run / "metrics.jsonl")}
         return cls(**_fields(run, plan, tuple(keyed.values())))

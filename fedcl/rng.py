@@ -35,9 +35,7 @@ def stream(seed: int, purpose: str, client: int = -1, task: int = -1, round: int
     return np.random.default_rng(_entropy(seed, purpose, client, task, round))
 
 
-def torch_stream(
-    seed: int, purpose: str, client: int = -1, task: int = -1, round: int = -1
-) -> torch.Generator:
+def torch_stream(seed: int, purpose: str, client: int = -1, task: int = -1, round: int = -1) -> torch.Generator:
     """The same as `stream`, as a torch generator on the CPU."""
     import torch
 
@@ -48,8 +46,6 @@ def torch_stream(
 @contextlib.contextmanager
 def torch_global(seed: int, purpose: str, client: int = -1, task: int = -1, round: int = -1) -> Iterator[None]:
     """Seed torch's global generator for a block and put its state back: layers draw their weights from it."""
-    import torch
-
     with torch_global_from(torch_stream(seed, purpose, client, task, round)):
         yield
 

@@ -66,8 +66,12 @@ class RunDir:
         self.write("config.toml", dumps(config.model_dump()))
         versions = {name: _version(name) for name in _PACKAGES}
         machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
-        environment = {"python": platform.python_version(), "packages": versions, "machine": machine}
-        environment["command"] = ["fedcl", *sys.argv[1:]]  # type: ignore[assignment]
+        environment: dict[str, Any] = {
+            "python": platform.python_version(),
+            "packages": versions,
+            "machine": machine,
+        }
+        environment["command"] = ["fedcl", *sys.argv[1:]]
         self.write("env.json", json.dumps(environment, indent=2))
         self.write("federation.json", json.dumps(federation))
         lines = ("{},{},{},{}\n".format(*row[:3], _quoted(str(row[3]))) for row in rows)
@@ -81,7 +85,12 @@ class RunDir:
     def log(self, records: Iterable[dict[str, Any]]) -> None:
         """Append lines to metrics.jsonl; NaN is written as null."""
         lines = [json.dumps({k: _finite(v) for k, v in record.items()}) + "\n" for record in records]
-        self._guard(lambda: self._metrics.write("".join(lines).encode()) and self._metrics.flush())
+
+        def append() -> None:
+            self._metrics.write("".join(lines).encode())
+            self._metrics.flush()
+
+        self._guard(append)
 
     def write(self, name: str, text: str) -> None:
         """Replace a text file in one step."""

@@ -16,7 +16,7 @@ import torch
 from fedcl import infer, plugins, rng, scores
 from fedcl.collect import Collection
 from fedcl.config import Config
-from fedcl.contracts import Ask, Event, Job, Params, Update, role
+from fedcl.contracts import Ask, Event, Job, Params, Update
 from fedcl.federation import Federation
 from fedcl.merge import Merge
 from fedcl.methods import Combination
@@ -268,7 +268,12 @@ class Server:
             raise Interrupted
 
     def _log(self, stage: int, number: int, records: list[dict[str, Any]]) -> None:
-        blank = {"stage": stage, "round": max(self._plan.overall(stage, number), 0), "client": None, "task": None}
+        blank = {
+            "stage": stage,
+            "round": max(self._plan.overall(stage, number), 0),
+            "client": None,
+            "task": None,
+        }
         self._run.log(blank | record for record in records)
 
 

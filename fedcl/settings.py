@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedcl import explain
 from fedcl.config import Config
 from fedcl.explain import ConfigError
 
-__all__ = ["ConfigError", "ConfigErrors", "keys", "resolve"]
+__all__ = ["ConfigError", "ConfigErrors", "resolve"]
 
 Tree = dict[str, Any]
 
@@ -31,9 +31,7 @@ class ConfigErrors(ValueError):
         super().__init__("\n".join(str(error) for error in errors))
 
 
-def resolve(
-    file: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, str] | None = None
-) -> Config:
+def resolve(file: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, str] | None = None) -> Config:
     """The config that these describe, later ones winning: defaults < file < sets < flags.
 
     Args:
@@ -63,16 +61,6 @@ def resolve(
     if errors:
         raise ConfigErrors(errors)
     return config
-
-
-def keys(tree: Tree | None = None, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all settings, those of `Config()` where no tree is given."""
-    for name, value in (Config().model_dump() if tree is None else tree).items():
-        key = f"{path}.{name}" if path else name
-        if isinstance(value, dict) and value:
-            yield from keys(value, key)
-        else:
-            yield key, value
 
 
 def _read(file: Path) -> tuple[Tree, list[ConfigError]]:

@@ -66,9 +66,7 @@ def figures(result: Result) -> RenderableType:
 def costs(result: Result) -> RenderableType:
     """What was sent, how far the net has grown, how fast it answers, and where the report is."""
     rows = {"sent in all": f"{units.size(result.bytes_down)} down, {units.size(result.bytes_up)} up"}
-    sizes = [
-        r.value for r in result.records if r.phase == "model" and r.task is None and r.name == "parameters"
-    ]
+    sizes = [r.value for r in result.records if r.phase == "model" and r.task is None and r.name == "parameters"]
     if sizes:
         growth = result.metrics.get("parameter_growth", sizes[-1] / sizes[0])
         rows["parameters"] = f"{units.count(sizes[-1])}, {growth:.2f} × those of the first task's net"

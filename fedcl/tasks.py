@@ -94,9 +94,7 @@ def _classes(samples: Samples, stream: Stream, seed: int) -> tuple[Task, ...]:
             f"--tasks {count} or fewer, or --stream domain"
         )
     else:
-        dealt = (
-            rng.stream(seed, "classes").permutation(count) if stream.order == "random" else np.arange(count)
-        )
+        dealt = rng.stream(seed, "classes").permutation(count) if stream.order == "random" else np.arange(count)
         groups = [group.tolist() for group in np.array_split(dealt, stream.tasks)]
     for index, group in enumerate(groups):
         if not group or len(set(group)) < len(group) or min(group) < 0 or max(group) >= count:
@@ -130,17 +128,14 @@ def _domains(samples: Samples, stream: Stream, seed: int, shape: tuple[int, ...]
             tasks.append(Task("t0", 0, every, "as it is"))
             continue
         order = rng.stream(seed, "permutation", task=index).permutation(int(np.prod(shape)))
-        tasks.append(
-            Task(f"t{index}", index, every, f"permutation {index}", Permute(torch.from_numpy(order)))
-        )
+        tasks.append(Task(f"t{index}", index, every, f"permutation {index}", Permute(torch.from_numpy(order))))
     return tuple(tasks)
 
 
 def _sequence(samples: Samples) -> tuple[Task, ...]:
     if samples.origin is None:
         raise FedclError(
-            "--stream sequence: there is one data set only; join several, for example "
-            "--dataset mnist+fashion_mnist"
+            "--stream sequence: there is one data set only; join several, for example --dataset mnist+fashion_mnist"
         )
     tasks = []
     for index, title in enumerate(samples.origins):
@@ -156,9 +151,7 @@ def _sites(samples: Samples) -> tuple[Task, ...]:
             "example --dataset heart"
         )
     every = tuple(range(len(samples.classes)))
-    return tuple(
-        Task(f"t{index}", index, every, title, site=index) for index, title in enumerate(samples.sites)
-    )
+    return tuple(Task(f"t{index}", index, every, title, site=index) for index, title in enumerate(samples.sites))
 
 
 def _shuffled(tasks: int, share: float, generator: np.random.Generator) -> np.ndarray:
@@ -177,10 +170,7 @@ def _staggered(tasks: int, clients: int, delay: int) -> Schedule:
         )
     stages = tasks + (clients - 1) * delay
     return tuple(
-        tuple(
-            (stage - client * delay,) if 0 <= stage - client * delay < tasks else ()
-            for client in range(clients)
-        )
+        tuple((stage - client * delay,) if 0 <= stage - client * delay < tasks else () for client in range(clients))
         for stage in range(stages)
     )
 
@@ -197,8 +187,7 @@ def _table(table: Sequence[Sequence[int]], tasks: int, clients: int) -> Schedule
         wrong = [index for index in row if not -1 <= index < tasks]
         if wrong:
             raise FedclError(
-                f"stream.table[{stage}] names task {wrong[0]}, but there are {tasks} tasks "
-                f"(0…{tasks - 1}; -1 is none)"
+                f"stream.table[{stage}] names task {wrong[0]}, but there are {tasks} tasks (0…{tasks - 1}; -1 is none)"
             )
         if all(index < 0 for index in row):
             raise FedclError(f"stream.table[{stage}] gives nobody a task; leave the stage out")

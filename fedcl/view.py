@@ -100,8 +100,7 @@ class View:
         pooled: Mapping[tuple[str, str], float] = event.facts["pooled"]
         met = self._plan[event.stage].met if self._plan else list(dict.fromkeys(task for task, _ in pooled))
         known, inferred = (
-            [pooled[task, name] for task in met if (task, name) in pooled]
-            for name in ("accuracy", "accuracy_inferred")
+            [pooled[task, name] for task in met if (task, name) in pooled] for name in ("accuracy", "accuracy_inferred")
         )
         text = f"accuracy {_mean(known)} % known, {_mean(inferred)} % inferred"
         if 1 < len(known) <= 20:
@@ -119,8 +118,7 @@ class View:
         self._faults[key] = self._faults.get(key, 0) + 1
         if self._faults[key] == 1:
             self._say(
-                f"stage {event.stage + 1}, round {event.round + 1}: "
-                f"client {client} {what}: {event.facts.get('why')}"
+                f"stage {event.stage + 1}, round {event.round + 1}: client {client} {what}: {event.facts.get('why')}"
             )
 
     # ── words ──

@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(help="Which data sets are here; fetch one.", no_args_is_help=True)
-Root = Annotated[
-    str, typer.Option(metavar="DIR", help="Data root; default $FEDCL_DATA, else ~/.cache/fedcl.")
-]
+Root = Annotated[str, typer.Option(metavar="DIR", help="Data root; default $FEDCL_DATA, else ~/.cache/fedcl.")]
 
 
 @app.command("list")
@@ -28,9 +26,7 @@ def show(root: Root = "") -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[
-        str, typer.Argument(help="See `fedcl list datasets`; medmnist:bloodmnist names a variant.")
-    ],
+    name: Annotated[str, typer.Argument(help="See `fedcl list datasets`; medmnist:bloodmnist names a variant.")],
     root: Root = "",
 ) -> None:
     """Download a data set. No other command uses the network."""

@@ -70,9 +70,7 @@ def _data() -> None:
     found = [name for name, each in status.items() if each.found]
     typer.echo(f"\ndata root    {datasets.home()}")
     typer.echo(f"data found   {', '.join(found)}")
-    typer.echo(
-        "             `fedcl data list` names what fetches the others" if len(found) < len(status) else ""
-    )
+    typer.echo("             `fedcl data list` names what fetches the others" if len(found) < len(status) else "")
 
 
 def _extras() -> None:

@@ -23,13 +23,9 @@ def evaluate(
     run: Run,
     dataset: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="Another data set of the same shape and classes; default the run's."
-        ),
+        typer.Option(metavar="NAME", help="Another data set of the same shape and classes; default the run's."),
     ] = "",
-    infer: Annotated[
-        str, typer.Option(metavar="RULE", help="How the task is inferred; default as in the run.")
-    ] = "",
+    infer: Annotated[str, typer.Option(metavar="RULE", help="How the task is inferred; default as in the run.")] = "",
 ) -> None:
     """Test a run's model, or its newest checkpoint, hospital by hospital."""
     from fedcl import datasets, rescore, summary

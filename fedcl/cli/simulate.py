@@ -13,10 +13,7 @@ import typer
 from fedcl.cli.flags import name_of, with_flags
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fedcl.config import Config
-    from fedcl.results import Result
 
 _CONFIG, _RUN = "Config", "This command"
 
@@ -54,7 +51,12 @@ def simulate(
     ] = False,
     metrics_compat: Annotated[
         Peer | None,
-        typer.Option("--metrics-compat", help="Add a peer's own figures.", rich_help_panel=_RUN),
+        typer.Option(
+            "--metrics-compat",
+            metavar="PEER",
+            help="Also as fot, target, lander, fed-mammoth.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
 ) -> None:
@@ -80,6 +82,7 @@ def simulate(
 
 
 def _run(config: Config, fresh: bool, quiet: bool, peer: str) -> None:
+    from fedcl import summary
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
     from fedcl.run_dir import read_status
@@ -101,13 +104,7 @@ def _run(config: Config, fresh: bool, quiet: bool, peer: str) -> None:
         typer.echo(f"interrupted; go on with: {_same_command()}", err=True)
         raise typer.Exit(130) from None
     if finished:
-        console.print(f"{run} is finished already; --fresh runs it anew", soft_wrap=True, highlight=False)
-    _summarize(console, result, peer)
-
-
-def _summarize(console: Console, result: Result, peer: str) -> None:
-    from fedcl import summary
-
+        console.print(f"{run} is finished already; --fresh runs it anew", soft_wrap=True)
     console.print(summary.render(result, peer))
 
 

@@ -52,9 +52,7 @@ def join(names: Sequence[str], parts: Sequence[Samples]) -> Samples:
     shapes = {name: part.x.shape[1:] for name, part in zip(names, parts, strict=True)}
     if len(set(shapes.values())) > 1:
         each = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        raise FedclError(
-            f"--dataset {'+'.join(names)}: the samples of a sequence need one shape, these have {each}"
-        )
+        raise FedclError(f"--dataset {'+'.join(names)}: the samples of a sequence need one shape, these have {each}")
     bytes_only = all(part.x.dtype == np.uint8 for part in parts)
     undecided = [np.full(len(part.y), UNASSIGNED, np.int8) for part in parts]
     sites = [part.site for part in parts if part.site is not None]

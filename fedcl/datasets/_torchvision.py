@@ -37,9 +37,7 @@ def idx(name: str, files: Sequence[Path], classes: tuple[str, ...], upright: boo
             raise _files.damaged(name, path, f"it has {len(x)} images, but there are {len(y)} labels")
     x = np.concatenate([images, test_images])[:, None]
     y = np.concatenate([labels, test_labels]).astype(np.int64)
-    return Samples(
-        x if upright else x.swapaxes(2, 3), y, classes, split=published(len(labels), len(test_labels))
-    )
+    return Samples(x if upright else x.swapaxes(2, 3), y, classes, split=published(len(labels), len(test_labels)))
 
 
 def pictures(halves: Sequence[tuple[Any, Any]], classes: tuple[str, ...]) -> Samples:

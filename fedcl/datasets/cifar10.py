@@ -30,8 +30,7 @@ def build(root: Path) -> Samples:
 def sought(root: Path) -> list[Path]:
     """The files that it reads."""
     return [
-        root / "cifar-10-batches-py" / name
-        for name in ("data_batch_1", "data_batch_5", "test_batch", "batches.meta")
+        root / "cifar-10-batches-py" / name for name in ("data_batch_1", "data_batch_5", "test_batch", "batches.meta")
     ]
 
 

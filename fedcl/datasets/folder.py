@@ -17,9 +17,7 @@ from fedcl.contracts import SPLITS, UNASSIGNED, FedclError, Samples
 _KINDS = (".png", ".jpg", ".jpeg")
 
 
-def build(
-    root: Path, *, path: Path, size: Annotated[int, Field(ge=1)] | None = None, color: bool = False
-) -> Samples:
+def build(root: Path, *, path: Path, size: Annotated[int, Field(ge=1)] | None = None, color: bool = False) -> Samples:
     """Read all images: x [N, 1 or 3, height, width] uint8; site is the first folder's name.
 
     Args:
@@ -36,9 +34,7 @@ def build(
         raise FedclError(f"data.options.path: there is no folder {path}")
     found = list(_images(path))
     if not found:
-        raise FedclError(
-            f"{path}: no images; they are sought as <site>/<class>/*.png or <site>/<split>/<class>/*.png"
-        )
+        raise FedclError(f"{path}: no images; they are sought as <site>/<class>/*.png or <site>/<split>/<class>/*.png")
     sites = sorted({site for site, _, _, _ in found})
     classes = sorted({label for _, _, label, _ in found})
     pixels: list[np.ndarray] = []
@@ -71,9 +67,7 @@ def _images(path: Path) -> Iterator[tuple[str, str, str, Path]]:
         elif len(between) == 2 and between[0] in SPLITS:
             yield site, between[0], between[1], file
         else:
-            raise FedclError(
-                f"{file}: images belong into <site>/<class> or <site>/<train|val|test>/<class> of {path}"
-            )
+            raise FedclError(f"{file}: images belong into <site>/<class> or <site>/<train|val|test>/<class> of {path}")
 
 
 def _read(file: Path, size: int | None, color: bool) -> np.ndarray:

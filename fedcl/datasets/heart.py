@@ -62,9 +62,7 @@ def fetch(root: Path) -> None:
         with urlopen(f"{_URL}/{path.name}", timeout=60) as answer:
             content: bytes = answer.read()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != _MD5[site]:
-            raise FedclError(
-                f"{_URL}/{path.name} is not the published file (md5); nothing was written to {path}"
-            )
+            raise FedclError(f"{_URL}/{path.name} is not the published file (md5); nothing was written to {path}")
         path.write_bytes(content)
 
 

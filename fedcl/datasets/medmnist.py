@@ -15,12 +15,9 @@ import numpy as np
 from fedcl.contracts import TEST, TRAIN, VAL, FedclError, Samples
 from fedcl.datasets import _files
 
-_BODY = (
-    "bladder,left femur,right femur,heart,left kidney,right kidney,liver,left lung,right lung,pancreas,spleen"
-)
+_BODY = "bladder,left femur,right femur,heart,left kidney,right kidney,liver,left lung,right lung,pancreas,spleen"
 CLASSES = {
-    "bloodmnist": "basophil,eosinophil,erythroblast,immature granulocyte,lymphocyte,monocyte,"
-    "neutrophil,platelet",
+    "bloodmnist": "basophil,eosinophil,erythroblast,immature granulocyte,lymphocyte,monocyte,neutrophil,platelet",
     "breastmnist": "malignant,normal or benign",
     "dermamnist": "actinic keratosis or carcinoma in situ,basal cell carcinoma,benign keratosis-like lesion,"
     "dermatofibroma,melanoma,melanocytic nevus,vascular lesion",
@@ -87,9 +84,7 @@ def _classes(variant: str) -> tuple[str, ...]:
     if variant not in CLASSES:
         near = difflib.get_close_matches(variant, CLASSES, n=1)
         hint = f"did you mean medmnist:{near[0]}? " if near else ""
-        raise FedclError(
-            f"--dataset medmnist:{variant}: no such variant; {hint}there are: {', '.join(CLASSES)}"
-        )
+        raise FedclError(f"--dataset medmnist:{variant}: no such variant; {hint}there are: {', '.join(CLASSES)}")
     return tuple(CLASSES[variant].split(","))
 
 

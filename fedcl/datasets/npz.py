@@ -30,9 +30,7 @@ def build(root: Path, *, path: Path, missing: bool = False) -> Samples:
     y, classes = _ids(arrays["y"])
     if "classes" in arrays:
         if y.dtype.kind not in "iu" or arrays["y"].dtype.kind not in "iub":
-            raise FedclError(
-                f"{path}: y holds names already; leave the array 'classes' out, or make y integers"
-            )
+            raise FedclError(f"{path}: y holds names already; leave the array 'classes' out, or make y integers")
         y, classes = arrays["y"].astype(np.int64), tuple(str(name) for name in arrays["classes"])
     site, sites = _ids(arrays["site"]) if "site" in arrays else (None, ())
     x = arrays["x"]
@@ -56,19 +54,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, BadZipFile, TypeError) as error:
-        raise FedclError(
-            f"{path} is no .npz file that can be read: {error}; write it with numpy.savez"
-        ) from error
+        raise FedclError(f"{path} is no .npz file that can be read: {error}; write it with numpy.savez") from error
     for name in ("x", "y"):
         if name not in arrays:
-            raise FedclError(
-                f"{path} has no array {name!r}, only {sorted(arrays)}; numpy.savez(path, x=…, y=…)"
-            )
+            raise FedclError(f"{path} has no array {name!r}, only {sorted(arrays)}; numpy.savez(path, x=…, y=…)")
     if arrays["x"].dtype.kind not in "fiub" or arrays["x"].ndim < 2:
         shape = list(arrays["x"].shape)
-        raise FedclError(
-            f"{path}: x is {arrays['x'].dtype} {shape}; it must be numbers [N, …], one row per sample"
-        )
+        raise FedclError(f"{path}: x is {arrays['x'].dtype} {shape}; it must be numbers [N, …], one row per sample")
     return arrays
 
 

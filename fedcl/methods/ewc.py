@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -49,10 +49,9 @@ class EWC(Method):
             raise ValueError(f"strength = {self.strength} must be ≥ 0")
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma = {self.gamma} must be in (0, 1]")
-        choices = {"kind": ("exact", "sampled", "empirical"), "form": ("merged", "separate", "online")}
-        choices |= {"step": ("proximal", "explicit"), "share": ("own", "sum")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+        hints = get_type_hints(type(self))
+        for name in ("kind", "form", "step", "share"):
+            if getattr(self, name) not in (allowed := get_args(hints[name])):
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be one of {', '.join(allowed)}")
         if self.share == "sum" and self.form == "separate":
             raise ValueError('share = "sum" keeps one quadratic; take form = "merged" or "online"')
@@ -72,9 +71,7 @@ class EWC(Method):
             total = total + (importance * (params[name] - anchor).square()).sum()
         return 0.5 * self.strength * total
 
-    def edit_update(
-        self, ctx: Context, before: Params, after: Params, memory: Memory
-    ) -> tuple[Params, Memory]:
+    def edit_update(self, ctx: Context, before: Params, after: Params, memory: Memory) -> tuple[Params, Memory]:
         """The proximal step θ ← (θ + ηλ ΣF θ*) / (1 + ηλ ΣF), elementwise."""
         edited = dict(after)
         for name, importance, anchor in self._quadratics(memory):
@@ -116,9 +113,7 @@ class EWC(Method):
         """The Fisher of the task just ended, where hospitals share it."""
         return {key: value for key, value in memory.items() if key.startswith("new/")}
 
-    def server(
-        self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]
-    ) -> tuple[Memory, Memory]:
+    def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Σ_c (n_c/n) F_c at the merged parameters, folded into all earlier stages'; broadcast to all hospitals."""
         uploads = [(weight, upload) for weight, upload in uploads if upload and weight > 0]
         if not uploads:

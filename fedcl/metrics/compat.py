@@ -87,9 +87,7 @@ def compat(name: str, r: Floats, counts: Ints | None = None) -> dict[str, float]
             f"(a square matrix), and this run has {' × '.join(map(str, r.shape))}; use our own definitions"
         )
     if np.isnan(r[np.tril_indices(len(r))]).any():
-        raise ValueError(
-            f"--metrics-compat {name}: a learned task has no accuracy after some stage; use ours"
-        )
+        raise ValueError(f"--metrics-compat {name}: a learned task has no accuracy after some stage; use ours")
     known = np.where(np.isnan(r), 0.0, r)  # above the diagonal only; the peers have zeros there
     weights = counts if counts is not None and name == "fed-mammoth" else np.ones(len(r))
     return {

@@ -37,11 +37,7 @@ class Matrix:
     @property
     def final(self) -> Floats:
         """[T] R[S−1, t]; NaN for unseen tasks."""
-        return (
-            np.where(self.seen, self.values[-1], np.nan)
-            if len(self.values)
-            else np.full(len(self.last), np.nan)
-        )
+        return np.where(self.seen, self.values[-1], np.nan) if len(self.values) else np.full(len(self.last), np.nan)
 
     @property
     def learned(self) -> Floats:
@@ -96,9 +92,7 @@ class Scores:
 
     def hospital(self, c: int) -> Matrix:
         """Hospital c's own matrix, under its own schedule."""
-        return Matrix(
-            self.accuracy[:, :, c], self.first[:, c], self.last[:, c], self.baseline, self.reference
-        )
+        return Matrix(self.accuracy[:, :, c], self.first[:, c], self.last[:, c], self.baseline, self.reference)
 
 
 def mean(values: Floats) -> float:

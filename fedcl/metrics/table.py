@@ -82,9 +82,7 @@ POOLED = {
         "used by FOT (Bakman et al. 2024)",
         lambda m: mean(just_learned_forgetting(m)),
     ),
-    "backward_transfer": Metric(
-        "Backward transfer (BWT)", "mean_t ( R[S−1, t] − R[last(t), t] )", GEM, _transfer
-    ),
+    "backward_transfer": Metric("Backward transfer (BWT)", "mean_t ( R[S−1, t] − R[last(t), t] )", GEM, _transfer),
     "forward_transfer": Metric(
         "Forward transfer (FWT)",
         "mean_t ( R[first(t)−1, t] − b_t ), first(t) ≥ 1",
@@ -112,9 +110,7 @@ POOLED = {
         "Riemer et al. 2019",
         lambda m: mean(m.learned),
     ),
-    "stability": Metric(
-        "Stability", "1 − forgetting (peak)", f"after {WALK}", lambda m: 1 - mean(peak_forgetting(m))
-    ),
+    "stability": Metric("Stability", "1 − forgetting (peak)", f"after {WALK}", lambda m: 1 - mean(peak_forgetting(m))),
     "remembering": Metric(
         "Remembering (REM)",
         "1 − |min(BWT, 0)|",
@@ -188,9 +184,7 @@ FEDERATED = {
 }
 
 # Spatial forgetting and intransigence compare with models that are only tested with the task known.
-INFERRED = tuple(
-    name for name in (*POOLED, *FEDERATED) if name not in ("spatial_forgetting", "intransigence")
-)
+INFERRED = tuple(name for name in (*POOLED, *FEDERATED) if name not in ("spatial_forgetting", "intransigence"))
 
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
     **{name: (m.title, m.formula, m.source) for name, m in POOLED.items()},

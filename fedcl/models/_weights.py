@@ -51,13 +51,9 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 def _own(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors under the trunk's names, without heads and BatchNorm statistics."""
     if any(name.startswith("trunk.") for name in state):
-        return {
-            name.removeprefix("trunk."): value for name, value in state.items() if name.startswith("trunk.")
-        }
+        return {name.removeprefix("trunk."): value for name, value in state.items() if name.startswith("trunk.")}
     return {
-        name: value
-        for name, value in state.items()
-        if not name.startswith(_HEADS) and not name.endswith(_STATISTICS)
+        name: value for name, value in state.items() if not name.startswith(_HEADS) and not name.endswith(_STATISTICS)
     }
 
 
@@ -72,11 +68,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise FedclError(
-            f"{key} cannot be read ({reason}); "
-            "save it with safetensors, or with torch.save(net.state_dict(), path)"
+            f"{key} cannot be read ({reason}); save it with safetensors, or with torch.save(net.state_dict(), path)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FedclError(
-            f"{key} holds no state dict of tensors; save it with torch.save(net.state_dict(), path)"
-        )
+        raise FedclError(f"{key} holds no state dict of tensors; save it with torch.save(net.state_dict(), path)")
     return state

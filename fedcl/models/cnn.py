@@ -60,9 +60,7 @@ def build(
     _layers.positive("pool", [pool])
     _layers.positive("width", [width] if width else [])
     if _layers.positive("kernel", [kernel])[0] % 2 == 0:
-        raise FedclError(
-            f"model.options.kernel = {kernel}: only an odd kernel keeps a map's size; take {kernel + 1}"
-        )
+        raise FedclError(f"model.options.kernel = {kernel}: only an odd kernel keeps a map's size; take {kernel + 1}")
     convs = []
     for outputs in _layers.positive("channels", channels):
         convs.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))

@@ -141,8 +141,7 @@ class DynamicNet(nn.Module):
             raise FedclError(f"task id {task!r}: use a-z, 0-9 and _, with a prefix, for example 't0'")
         if classes < 1 or expansion_units < 1:
             raise FedclError(
-                f"task {task!r}: {classes} classes, model.expansion_units = {expansion_units}; "
-                "both are at least 1"
+                f"task {task!r}: {classes} classes, model.expansion_units = {expansion_units}; both are at least 1"
             )
         width = cast(int, self.trunk.width)
         module = TaskModule(width, expansion_units, classes, self.weight_norm)

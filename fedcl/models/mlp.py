@@ -62,7 +62,5 @@ def build(
     """
     rates = list(dropout) if isinstance(dropout, Sequence) else [dropout] * len(hidden)
     if len(rates) != len(hidden):
-        raise FedclError(
-            f"model.options.dropout = {rates}: give one for all, or {len(hidden)}, one for each layer"
-        )
+        raise FedclError(f"model.options.dropout = {rates}: give one for all, or {len(hidden)}, one for each layer")
     return Mlp(math.prod(shape), hidden, bias, [input_dropout, *rates], activation)

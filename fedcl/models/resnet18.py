@@ -88,16 +88,10 @@ def build(
     inputs, height, width = _layers.image("resnet18", shape)
     _layers.positive("groups", [groups])
     if width_multiplier <= 0:
-        raise FedclError(
-            f"model.options.width_multiplier = {width_multiplier}: above 0, 1 is ResNet-18's own width"
-        )
+        raise FedclError(f"model.options.width_multiplier = {width_multiplier}: above 0, 1 is ResNet-18's own width")
     if stem not in ("auto", "small", "large"):
         raise FedclError(f"model.options.stem = {stem!r}: there are auto, small, large")
     channels = [2 * max(1, round(width_multiplier * 2**stage * 32)) for stage in range(4)]
     if any(number % groups for number in channels):
-        raise FedclError(
-            f"model.options.groups = {groups} does not divide the layers' channels {channels}; take 2"
-        )
-    return ResNet18(
-        inputs, channels, groups, stem == "large" or (stem == "auto" and min(height, width) > _SMALL)
-    )
+        raise FedclError(f"model.options.groups = {groups} does not divide the layers' channels {channels}; take 2")
+    return ResNet18(inputs, channels, groups, stem == "large" or (stem == "auto" and min(height, width) > _SMALL))

@@ -117,9 +117,7 @@ def build(
         _layers.positive(key, [value])
     if height % patch or width % patch:
         fits = [n for n in range(2, min(height, width) + 1) if height % n == 0 and width % n == 0]
-        raise FedclError(
-            f"model.options.patch = {patch} does not divide {height}×{width} pixels; these do: {fits}"
-        )
+        raise FedclError(f"model.options.patch = {patch} does not divide {height}×{width} pixels; these do: {fits}")
     if dim % heads:
         raise FedclError(f"model.options.dim = {dim} is no multiple of model.options.heads = {heads}")
     if pool not in ("mean", "class"):

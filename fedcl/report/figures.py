@@ -105,9 +105,7 @@ def task_curves(result: Result) -> list[Figure]:
     for values in (result.pooled, result.pooled_inferred):
         both.append(
             [
-                Series(
-                    label, [(s + 1.0, float(values[s, t])) for s in range(first[t], len(values))], colour(t)
-                )
+                Series(label, [(s + 1.0, float(values[s, t])) for s in range(first[t], len(values))], colour(t))
                 for t, label in enumerate(names(result))
                 if first[t] >= 0
             ]

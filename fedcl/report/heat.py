@@ -74,9 +74,7 @@ def _cell(at: tuple[float, float, float, float], value: float, look: Look, about
     shade = {"fill_opacity": _shade(share)} if known else {}
     area = box(x + 1, y + 1, width - 2, height - 2, class_, hint(about), data_cell=1, **shade)
     class_ = "value" + (" over" if share > 0.58 else "") + (" small" if width < 40 else "")
-    return area + text(
-        x + width / 2, y + height / 2 + 4, look.write(value) if known else "–", class_, "middle"
-    )
+    return area + text(x + width / 2, y + height / 2 + 4, look.write(value) if known else "–", class_, "middle")
 
 
 def _shade(share: float) -> str:

@@ -113,9 +113,7 @@ def tiles(result: Result, status: Mapping[str, Any]) -> list[list[Tile]]:
 
 def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
     sizes = {
-        r.stage: r.value
-        for r in result.records
-        if r.phase == "model" and r.name == "parameters" and r.task is None
+        r.stage: r.value for r in result.records if r.phase == "model" and r.name == "parameters" and r.task is None
     }
     first, last = (sizes[min(sizes)], sizes[max(sizes)]) if sizes else (float("nan"), float("nan"))
     ratio = f"× {last / first:.2f}" if sizes and first else "–"

@@ -25,16 +25,12 @@ def boundaries(result: Result) -> list[tuple[float, str]]:
     for r in result.records:
         if r.phase == "train":
             first[r.stage] = min(first.get(r.stage, r.round), r.round)
-    return [
-        (at + 1.0, f"stage {s + 1}" if len(first) <= 6 else str(s + 1)) for s, at in sorted(first.items())
-    ]
+    return [(at + 1.0, f"stage {s + 1}" if len(first) <= 6 else str(s + 1)) for s, at in sorted(first.items())]
 
 
 def validation(result: Result) -> Figure:
     """Validation accuracy of each task over the rounds, weighted by samples."""
-    sizes = {
-        (r.round, r.task, r.client): r.value for r in result.records if (r.phase, r.name) == ("validate", "n")
-    }
+    sizes = {(r.round, r.task, r.client): r.value for r in result.records if (r.phase, r.name) == ("validate", "n")}
     cells: dict[tuple[str | None, int], list[tuple[float, float]]] = defaultdict(list)
     for r in result.records:
         if r.phase == "validate" and r.name == "accuracy" and r.client is not None and np.isfinite(r.value):

@@ -49,8 +49,7 @@ def task_table(result: Result) -> list[list[Cell]]:
     stages = len(result.accuracy)
     blank = np.full(len(result.tasks), np.nan)
     balanced, auroc = (
-        np.where(known.seen, a[-1], np.nan) if stages else blank
-        for a in (result.pooled_balanced, result.pooled_auroc)
+        np.where(known.seen, a[-1], np.nan) if stages else blank for a in (result.pooled_balanced, result.pooled_auroc)
     )
     rows = []
     for t, title in enumerate(names(result)):
@@ -127,6 +126,4 @@ def extras(result: Result) -> list[tuple[str, str, str]]:
     """Final figures that are not metrics of accuracy, e.g. a privacy budget: (name, value, note)."""
     known = set(DEFINITIONS) | {f"{name}_inferred" for name in INFERRED} | {"latency_ms", "parameter_growth"}
     chosen = [r for r in result.records if r.phase == "final" and r.client is None and r.name not in known]
-    return [
-        (r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen
-    ]
+    return [(r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import Any
 
 
 def stay_offline() -> None:
@@ -25,10 +24,12 @@ def stay_offline() -> None:
 
 stay_offline()
 
-from flwr.app import Error, Message  # noqa: E402
+from flwr.app import Error, Message, RecordDict  # noqa: E402
 from flwr.common.constant import ErrorCode  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+__all__ = ["APP_RAISED", "Run", "empty_run", "failure", "identify", "request", "stamp", "stay_offline"]
 
 APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 
@@ -52,12 +53,11 @@ def stamp(message: Message) -> str:
     return identity
 
 
+def request(message: Message, content: RecordDict) -> Message:
+    """A message as its receiver gets it: the same metadata around other content."""
+    return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload,no-any-return]
+
+
 def failure(request: Message, error: Exception) -> Message:
     """The error reply that Flower sends when a ClientApp raises."""
     return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=request)
-
-
-def set_metadata(message: Message, **fields: Any) -> None:
-    """Overwrite metadata fields of a message; for tests that make faults."""
-    for name, value in fields.items():
-        message.metadata.__dict__[f"_{name}"] = value

@@ -87,9 +87,7 @@ class InlineGrid(Grid):
                 return [self._deliver(message)]
         return []
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Sequence[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
         """Push, then pull until all have answered, in the order of the nodes."""
         identities = self.push_messages(messages)
         replies = [reply for identity in identities for reply in self.pull_messages([identity])]
@@ -98,7 +96,7 @@ class InlineGrid(Grid):
     def _deliver(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         # The app gets copies, and its state is kept only if it succeeds, as under Ray and on a SuperNode.
-        request = Message(metadata=message.metadata, content=clone(message.content))
+        request = compat.request(message, clone(message.content))
         work = Context(
             run_id=context.run_id,
             node_id=context.node_id,

@@ -131,9 +131,7 @@ def test_torchvisions_damaged_files_are_an_error_of_ours(tmp_path: Path, name: s
         load(name, tmp_path)
 
 
-def test_the_root_comes_from_the_config_then_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_root_comes_from_the_config_then_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDCL_DATA", "/a")
     assert (datasets.home("/b"), datasets.home()) == (Path("/b"), Path("/a"))
     monkeypatch.delenv("FEDCL_DATA")
@@ -199,9 +197,7 @@ def test_medmnist_refuses_unknown_variants_and_damaged_files(tmp_path: Path) -> 
         load("medmnist:breastmnist", write_medmnist(tmp_path, val_labels=None))
 
 
-def test_medmnist_names_the_extra_where_the_package_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_medmnist_names_the_extra_where_the_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "medmnist", None)
     with pytest.raises(FedclError, match=r"pip install 'fedcl\[medmnist\]'"):
         datasets.fetch("medmnist:breastmnist", str(tmp_path))

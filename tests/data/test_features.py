@@ -21,9 +21,7 @@ def table(x: list[list[float]], site: list[int], split: list[int], **fields: Any
     """A small table with sites and a split of its own; classes take turns."""
     y = np.arange(len(x)) % 2
     names = tuple(f"site {k}" for k in range(max(site) + 1))
-    return Samples(
-        np.array(x, np.float32), y, ("a", "b"), np.array(site), names, np.array(split, np.int8), **fields
-    )
+    return Samples(np.array(x, np.float32), y, ("a", "b"), np.array(site), names, np.array(split, np.int8), **fields)
 
 
 SITES = {"partition": {"name": "site", "min_samples": 1}, "stream": {"tasks": 1}, "data": {"val": 0.0}}

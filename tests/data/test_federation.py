@@ -28,9 +28,7 @@ def table(x: list[list[float]], site: list[int], split: list[int], **fields: Any
     """A small table with sites and a split of its own; classes take turns."""
     y = np.arange(len(x)) % 2
     names = tuple(f"site {k}" for k in range(max(site) + 1))
-    return Samples(
-        np.array(x, np.float32), y, ("a", "b"), np.array(site), names, np.array(split, np.int8), **fields
-    )
+    return Samples(np.array(x, np.float32), y, ("a", "b"), np.array(site), names, np.array(split, np.int8), **fields)
 
 
 SITES = {"partition": {"name": "site", "min_samples": 1}, "stream": {"tasks": 1}, "data": {"val": 0.0}}
@@ -87,9 +85,7 @@ def test_the_seed_decides(digits: federation.Federation) -> None:
     ],
 )
 def test_who_holds_what_and_averages_with_whom(kind: str, members: Any, groups: Any) -> None:
-    made = build(
-        federation={"kind": kind, "clients": 3}, partition={"alpha": 100.0}, stream={"schedule": "shuffled"}
-    )
+    made = build(federation={"kind": kind, "clients": 3}, partition={"alpha": 100.0}, stream={"schedule": "shuffled"})
     assert (made.members, made.groups) == (members, groups)
     assert len(made.names) == 3
     plans = {

@@ -28,9 +28,7 @@ def test_synthetic_is_of_the_shape_asked_for_and_can_be_learned() -> None:
     means = np.stack([flat[:200][samples.y[:200] == k].mean(0) for k in range(4)])
     guess = ((flat[200:, None] - means) ** 2).sum(-1).argmin(1)
     assert (guess == samples.y[200:]).mean() > 0.9
-    np.testing.assert_array_equal(
-        samples.x, load("synthetic", samples=400, classes=4, shape=[3, 5, 5], sites=2).x
-    )
+    np.testing.assert_array_equal(samples.x, load("synthetic", samples=400, classes=4, shape=[3, 5, 5], sites=2).x)
 
 
 def test_npz_reads_names_sites_and_splits(tmp_path: Path) -> None:

@@ -59,9 +59,7 @@ def flower() -> Iterator[Any]:
 def test_dirichlet_is_flowers_sample_by_sample(flower: Any, alpha: float, hospitals: int) -> None:
     labels = sample_set([400, 300, 211, 89]).y
     for seed in range(3):
-        theirs = flower(
-            "DirichletPartitioner", labels, hospitals, alpha=alpha, min_partition_size=0, seed=seed
-        )
+        theirs = flower("DirichletPartitioner", labels, hospitals, alpha=alpha, min_partition_size=0, seed=seed)
         ours = partition.dirichlet(labels, hospitals, alpha, np.random.default_rng(seed))
         np.testing.assert_array_equal(ours, theirs)
 
@@ -96,9 +94,7 @@ def test_shares_have_the_dirichlets_marginal(name: str) -> None:
     """A hospital's share of a class (of all) is Beta(α, (H−1) α); the test must see a wrong α."""
     samples = sample_set([4000, 4000])
     column = samples.y == 0 if name == "dirichlet" else np.ones(8000, bool)
-    shares = [
-        (partition.assign(samples, rule(name, alpha=0.7), 4, seed)[column] == 0).mean() for seed in range(300)
-    ]
+    shares = [(partition.assign(samples, rule(name, alpha=0.7), 4, seed)[column] == 0).mean() for seed in range(300)]
     assert stats.kstest(shares, stats.beta(0.7, 3 * 0.7).cdf).pvalue > 1e-3
     assert stats.kstest(shares, stats.beta(1.4, 3 * 1.4).cdf).pvalue < 1e-3
 
@@ -153,8 +149,7 @@ def test_published_test_samples_follow_the_training_samples() -> None:
     owner = partition.assign(samples, rule("dirichlet", alpha=0.5), 4, 1)
     for label in (0, 1):
         shares = [
-            np.bincount(owner[(samples.y == label) & (split == part)], minlength=4) / 1000
-            for part in (TRAIN, TEST)
+            np.bincount(owner[(samples.y == label) & (split == part)], minlength=4) / 1000 for part in (TRAIN, TEST)
         ]
         np.testing.assert_allclose(shares[0] / shares[0].sum(), shares[1] / shares[1].sum(), atol=1e-3)
 

@@ -69,15 +69,11 @@ def test_permuted_domains() -> None:
     assert first.classes == tuple(range(10))
     for task in (second, third):
         assert sorted(task.transform(x)[0].flatten().tolist()) == list(range(16))
-        np.testing.assert_array_equal(
-            task.transform(x)[1] - 16, task.transform(x)[0]
-        )  # the same for each sample
+        np.testing.assert_array_equal(task.transform(x)[1] - 16, task.transform(x)[0])  # the same for each sample
     assert not torch.equal(second.transform(x), third.transform(x))
     assert torch.equal(x, torch.arange(32.0).reshape(2, 1, 4, 4))
     assert torch.equal(build(sample_set(), kind="domain", tasks=2)[1].transform(x), second.transform(x))
-    assert not torch.equal(
-        build(sample_set(), 1, kind="domain", tasks=2)[1].transform(x), second.transform(x)
-    )
+    assert not torch.equal(build(sample_set(), 1, kind="domain", tasks=2)[1].transform(x), second.transform(x))
     assert build(sample_set(), kind="domain", tasks=1, permute_first=True)[0].transform is not None
     assert torch.equal(pickle.loads(pickle.dumps(second)).transform(x), second.transform(x))
 

@@ -26,9 +26,7 @@ def _oracle(config, make_optimizer):
         y = (batch.y[:, None] == torch.tensor(task.classes)).int().argmax(1)
         mine = [p for n, p in net.named_parameters() if n.startswith("trunk.") or n.split(".")[1] == task.id]
         for number in range(config.train.rounds):
-            generator = rng.torch_stream(
-                config.seed, "train", 0, task.index, task.index * config.train.rounds + number
-            )
+            generator = rng.torch_stream(config.seed, "train", 0, task.index, task.index * config.train.rounds + number)
             optimizer = make_optimizer(mine)
             for _ in range(config.train.epochs):
                 for chunk in torch.randperm(len(y), generator=generator).split(config.train.batch_size):

@@ -20,17 +20,13 @@ def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def measure(
-    net: nn.Module, x: Tensor, y: Tensor, forward: Net | None = None, **options: Any
-) -> dict[str, Tensor]:
+def measure(net: nn.Module, x: Tensor, y: Tensor, forward: Net | None = None, **options: Any) -> dict[str, Tensor]:
     names = [name for name, _ in net.named_parameters()]
     run = forward or (lambda net, x: net(x))
     return fisher.diagonal(net, lambda x: run(net, x), names, x, y, **({"generator": draws()} | options))
 
 
-def by_hand(
-    net: nn.Module, x: Tensor, y: Tensor, forward: Net | None = None, kind: str = "exact"
-) -> dict[str, Tensor]:
+def by_hand(net: nn.Module, x: Tensor, y: Tensor, forward: Net | None = None, kind: str = "exact") -> dict[str, Tensor]:
     """The definition, one sample and one class at a time."""
     run = forward or (lambda net, x: net(x))
     named = dict(net.named_parameters())
@@ -57,9 +53,7 @@ def check(net: nn.Module, x: Tensor, forward: Net | None = None, classes: int = 
         reference = by_hand(net, x, y, forward, kind)
         assert ours.keys() == reference.keys()
         for name, value in reference.items():
-            torch.testing.assert_close(
-                ours[name], value, rtol=1e-9, atol=1e-15, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-15, msg=lambda m, n=name: f"{n}: {m}")
     assert sum(float(value.sum()) for value in ours.values()) > 0
 
 
@@ -74,9 +68,7 @@ TRUNKS = [
 
 @pytest.mark.parametrize(("name", "options"), TRUNKS)
 @pytest.mark.parametrize("weight_norm", [False, True])
-def test_trunk_module_and_gate_equal_the_definition(
-    name: str, options: dict[str, Any], weight_norm: bool
-) -> None:
+def test_trunk_module_and_gate_equal_the_definition(name: str, options: dict[str, Any], weight_norm: bool) -> None:
     torch.manual_seed(1)
     net = dynamic_net.build(Model(name=name, options=options, weight_norm=weight_norm), (1, 8, 8), 3)
     net.add_task("t0", 3, 4)
@@ -252,9 +244,7 @@ def test_draws_come_from_the_generator_alone() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Linear(4, 3), torch.randn(30, 4), torch.zeros(30).long()
     before = torch.get_rng_state()
-    first, again, other = (
-        measure(net, x, y, kind="sampled", generator=draws(s))["weight"] for s in (1, 1, 2)
-    )
+    first, again, other = (measure(net, x, y, kind="sampled", generator=draws(s))["weight"] for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -160,9 +160,7 @@ def test_shared_head_is_the_plain_net_bit_for_bit() -> None:
     assert (net.owner("t3"), default_net("t3").owner("t3")) == ("shared", "t3")
 
 
-@pytest.mark.parametrize(
-    ("hidden", "bias", "count"), [([400, 400], True, 478_410), ([100, 100], False, 89_400)]
-)
+@pytest.mark.parametrize(("hidden", "bias", "count"), [([400, 400], True, 478_410), ([100, 100], False, 89_400)])
 def test_nets_of_the_literature(hidden: list[int], bias: bool, count: int) -> None:
     net = plain_net(hidden, (1, 28, 28), bias)
     assert sum(net.sizes().values()) == count

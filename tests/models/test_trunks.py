@@ -109,9 +109,7 @@ def test_resnet18_has_torchvisions_names_and_shapes() -> None:
 
 def test_resnet18_groups() -> None:
     for groups in (2, 8):
-        norms = [
-            m for m in trunk("resnet18", (1, 8, 8), groups=groups).modules() if isinstance(m, nn.GroupNorm)
-        ]
+        norms = [m for m in trunk("resnet18", (1, 8, 8), groups=groups).modules() if isinstance(m, nn.GroupNorm)]
         assert [norm.num_groups for norm in norms] == [groups] * 20
 
 

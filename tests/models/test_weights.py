@@ -30,18 +30,12 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("prefix", [True, False])
-def test_the_trunk_starts_from_a_file_and_nothing_else_moves(
-    tmp_path: Path, suffix: str, prefix: bool
-) -> None:
+def test_the_trunk_starts_from_a_file_and_nothing_else_moves(tmp_path: Path, suffix: str, prefix: bool) -> None:
     source, target = net(1), net(2)
-    heads = {
-        name: value.clone() for name, value in target.state_dict().items() if not name.startswith("trunk.")
-    }
+    heads = {name: value.clone() for name, value in target.state_dict().items() if not name.startswith("trunk.")}
     state = source.state_dict() if prefix else {**source.trunk.state_dict(), "fc.weight": torch.zeros(2, 5)}
     load_weights(target, save(dict(state), tmp_path / f"w{suffix}"))
-    assert all(
-        torch.equal(value, source.trunk.state_dict()[k]) for k, value in target.trunk.state_dict().items()
-    )
+    assert all(torch.equal(value, source.trunk.state_dict()[k]) for k, value in target.trunk.state_dict().items())
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in heads.items())
 
 

@@ -91,9 +91,7 @@ class Fake:
         at = (stage + 1) * self.rounds - 1 if round_ is None else round_
         record = {"stage": stage, "round": at, "phase": phase, "client": client}
         record |= {"task": None if task is None else f"t{task}", "name": name}
-        record |= {"value": None if np.isnan(value) else round(float(value), 5)} | (
-            {"note": note} if note else {}
-        )
+        record |= {"value": None if np.isnan(value) else round(float(value), 5)} | ({"note": note} if note else {})
         self.lines.append(record)
 
     def _accuracy(self, stage: int, task: int, boost: float = 0.0) -> float:

@@ -128,9 +128,7 @@ def test_spatial_and_temporal_add_up_to_the_whole_drop() -> None:
 
 def test_macro_and_weighted_differ_where_hospitals_do() -> None:
     accuracy = np.array([[[0.5, 1.0]]])
-    s = Scores(
-        accuracy, np.array([[0.9]]), np.array([[10, 90]]), np.zeros((1, 2), int), np.zeros((1, 2), int)
-    )
+    s = Scores(accuracy, np.array([[0.9]]), np.array([[10, 90]]), np.zeros((1, 2), int), np.zeros((1, 2), int))
     m = summary(s)
     assert m["macro_accuracy"] == pytest.approx(0.75)
     assert m["weighted_accuracy"] == pytest.approx(0.95)

@@ -185,9 +185,7 @@ def test_a_run_that_is_just_ending_is_finished(make_run: Maker) -> None:
 
 def test_environment_is_flattened_and_errors_are_shown(make_run: Maker) -> None:
     run = make_run(finished=2)
-    (run / "env.json").write_text(
-        '{"packages": {"torch": "2.11", "numpy": "2.4"}, "command": ["fedcl", "simulate"]}'
-    )
+    (run / "env.json").write_text('{"packages": {"torch": "2.11", "numpy": "2.4"}, "command": ["fedcl", "simulate"]}')
     (run / "status.json").write_text('{"state": "failed", "seconds": 3, "error": "quorum <missed>"}')
     text = " ".join(parsed(run).text)
     assert "torch 2.11, numpy 2.4" in text

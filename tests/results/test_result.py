@@ -36,11 +36,7 @@ def test_matrices_hold_what_the_lines_say(make_run: Maker) -> None:
         if line["phase"] != "end" or line["name"] != "accuracy_inferred":
             continue
         cell = (line["stage"], int(line["task"][1:]))
-        array = (
-            result.pooled_inferred[cell]
-            if line["client"] is None
-            else result.inferred[(*cell, line["client"])]
-        )
+        array = result.pooled_inferred[cell] if line["client"] is None else result.inferred[(*cell, line["client"])]
         assert array == line["value"]
     assert np.isnan(result.accuracy[0, 2]).all()
     assert result.learned_at.tolist() == [0, 1, 2]
@@ -114,9 +110,7 @@ def test_bytes_of_all_kinds_of_messages_count(make_run: Maker) -> None:
 def test_pooled_falls_back_on_the_weighted_parts(make_run: Maker) -> None:
     run = make_run(tasks=1, hospitals=2)
     path = run / "metrics.jsonl"
-    kept = [
-        line for line in path.read_text().splitlines() if '"end"' not in line or '"client": null' not in line
-    ]
+    kept = [line for line in path.read_text().splitlines() if '"end"' not in line or '"client": null' not in line]
     path.write_text("\n".join(kept) + "\n")
     result = Result.load(run)
     assert result.pooled[0, 0] == pytest.approx(np.average(result.accuracy[0, 0], weights=result.counts[0]))

@@ -82,7 +82,12 @@ print("done")
 
 def test_nothing_phones_home(tmp_path):
     """A whole run in a process where any name look-up or connection ends it, and without the switches set."""
-    switches = {"FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE"}
+    switches = {
+        "FLWR_TELEMETRY_ENABLED",
+        "FLWR_DISABLE_UPDATE_CHECK",
+        "RAY_USAGE_STATS_ENABLED",
+        "HF_HUB_OFFLINE",
+    }
     environment = {key: value for key, value in os.environ.items() if key not in switches}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", OFFLINE, str(tmp_path / "run")],
