@@ -175,12 +175,16 @@ class Client:
         """What the method keeps of the task, at the parameters that the net has now: (memory, what it sends)."""
         extras: Memory = {}
         self.net.eval()
-        for task, batch in self._parts(client, job):
+        for (task, batch), (_, held) in zip(
+            self._parts(client, job), self._parts(client, job, "val"), strict=True
+        ):
             if len(batch.y):
                 context = self._context(client, job, task, "consolidate")
                 memory = self.method.end_task(context, dict(self._parameters()), batch, memory)
                 if infer.needs_statistics(self.config.model):
-                    extras |= infer.measure(task, batch)
+                    with torch.no_grad():
+                        logits = self.net(held.x, task.id)
+                    extras |= infer.measure(self.config.model.infer, task, batch, logits, held.y)
         if "upload" in self._hooks:
             extras |= self.method.upload(memory)
         return memory, extras

@@ -2,6 +2,7 @@
 
 `entropy`, `confidence` and `energy` are pure functions of the modules' outputs: logits per task [n, C_t] → scores
 [n, T], the highest wins. They fail where a module was never shown another task's samples, which is the rule.
+`confidence` is calibrated by one temperature a module (Guo et al. 2017), chosen on the hospitals' validation samples.
 
 `prototypes` gives each task's module the means of its classes in a space that never moves: a fixed random projection of
 the input with a ReLU (RanPAC, McDonnell et al. 2023, eqs. 3-5). Hospitals send sums at the end of a task: samples and
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedcl import rng
@@ -25,6 +27,7 @@ from fedcl.contracts import Batch, FedclError, Memory, Params, Task
 PREFIX = "infer/"
 WIDTH = 256  # random features: 33 k numbers a task and hospital travel for the second moment
 SHRINKAGE = 0.01
+TEMPERATURES = torch.logspace(-1, 1, 21)  # 0.1 … 10; the middle one is 1
 
 
 def entropy(logits: Sequence[Tensor]) -> Tensor:
@@ -37,7 +40,7 @@ def entropy(logits: Sequence[Tensor]) -> Tensor:
 
 
 def confidence(logits: Sequence[Tensor]) -> Tensor:
-    """The module with the largest probability of a class (Hendrycks & Gimpel 2017)."""
+    """The module with the largest probability of a class (Hendrycks & Gimpel 2017), of calibrated logits."""
     return torch.stack([z.softmax(1).amax(1) for z in logits], 1)
 
 
@@ -47,14 +50,18 @@ def energy(logits: Sequence[Tensor]) -> Tensor:
 
 
 def prepare(statistics: Params) -> Params:
-    """What prediction needs of all hospitals' sums: `whiten` [WIDTH, WIDTH] and `<task>.means` [C', WIDTH], whitened.
+    """What prediction needs of all hospitals' sums.
+
+    `<task>.temperature` (a 0-d tensor), `whiten` [WIDTH, WIDTH] and `<task>.means` [C', WIDTH], whitened.
 
     Class means per task; one covariance within classes over all tasks, shrunk towards a multiple of the identity.
     Classes without samples are left out. Empty for empty statistics.
     """
+    held = {key.removesuffix(".nll"): value for key, value in statistics.items() if key.endswith(".nll")}
+    warm = {f"{task}.temperature": _best(nll) for task, nll in held.items()}
     tasks = [key.removesuffix(".count") for key in statistics if key.endswith(".count")]
     if not tasks:
-        return {}
+        return warm
     within = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     upper = torch.triu_indices(WIDTH, WIDTH)
     means, total = {}, 0.0
@@ -70,7 +77,12 @@ def prepare(statistics: Params) -> Params:
     scale = within.diagonal().mean().clamp_min(1e-12)
     within = (1 - SHRINKAGE) * within + SHRINKAGE * scale * torch.eye(WIDTH, dtype=torch.float64)
     whiten = torch.linalg.cholesky(torch.linalg.inv(within)).float()
-    return {"whiten": whiten} | {f"{task}.means": mean @ whiten for task, mean in means.items()}
+    return warm | {"whiten": whiten} | {f"{task}.means": mean @ whiten for task, mean in means.items()}
+
+
+def _best(nll: Tensor) -> Tensor:
+    """The temperature of the smallest negative log-likelihood; 1 where nothing was held out."""
+    return TEMPERATURES[int(nll.argmin())] if float(nll.abs().sum()) > 0 else torch.ones(())
 
 
 def prototypes(tasks: Sequence[Task], x: Tensor, prepared: Params) -> Tensor:
@@ -111,23 +123,38 @@ def resolve(rule: str) -> str:
 
 
 def needs_statistics(model: Model) -> bool:
-    """Whether the hospitals have to send feature statistics at the end of a task."""
-    return model.heads == "task" and resolve(model.infer) == "prototypes"
+    """Whether the hospitals have to send sums at the end of a task."""
+    return model.heads == "task" and resolve(model.infer) in ("prototypes", "confidence")
 
 
 @torch.no_grad()
-def measure(task: Task, batch: Batch) -> Memory:
-    """A hospital's sums for one task; `batch.y` holds the module's outputs.
+def measure(rule: str, task: Task, batch: Batch, logits: Tensor, truth: Tensor) -> Memory:
+    """A hospital's sums for one task.
+
+    Args:
+        rule: what they are for, see `resolve`.
+        task: whose sums.
+        batch: training samples; `y` holds the module's outputs.
+        logits: of the task's module on validation samples [n, C].
+        truth: their outputs [n].
 
     Returns:
-        count [C], sum [C, WIDTH], and outer [WIDTH (WIDTH + 1) / 2], the upper triangle of Σ φ φᵀ.
+        nll [21], of the validation samples at each temperature; for prototypes also count [C], sum [C, WIDTH], and
+        outer [WIDTH (WIDTH + 1) / 2], the upper triangle of Σ φ φᵀ.
     """
+    nll = torch.stack([F.cross_entropy(logits / t, truth, reduction="sum") for t in TEMPERATURES])
+    sums = {"nll": nll.cpu()}
+    if resolve(rule) == "prototypes":
+        sums |= _moments(task, batch)
+    return {f"{PREFIX}{task.id}.{name}": value for name, value in sums.items()}
+
+
+def _moments(task: Task, batch: Batch) -> Memory:
     features = project(batch.x)
-    onehot = torch.nn.functional.one_hot(batch.y.cpu(), len(task.classes)).to(features.dtype)
+    onehot = F.one_hot(batch.y.cpu(), len(task.classes)).to(features.dtype)
     upper = torch.triu_indices(WIDTH, WIDTH)
     outer = (features.T @ features)[upper[0], upper[1]]
-    sums = {"count": onehot.sum(0), "sum": onehot.T @ features, "outer": outer}
-    return {f"{PREFIX}{task.id}.{name}": value for name, value in sums.items()}
+    return {"count": onehot.sum(0), "sum": onehot.T @ features, "outer": outer}
 
 
 def merge(statistics: Params, stage: Sequence[Mapping[str, Tensor]]) -> Params:
@@ -152,7 +179,12 @@ def predict(rule: str, tasks: Sequence[Task], logits: Mapping[str, Tensor], x: T
     if rule == "prototypes" and any(f"{task.id}.means" not in prepared for task in tasks):
         rule = "entropy"  # a task that no hospital has consolidated yet
     outputs = [logits[task.id] for task in tasks]
-    scores = prototypes(tasks, x, prepared) if rule == "prototypes" else RULES[rule](outputs)
+    if rule == "prototypes":
+        scores = prototypes(tasks, x, prepared)
+    else:
+        one = torch.ones(())
+        warm = [z / prepared.get(f"{task.id}.temperature", one) for task, z in zip(tasks, outputs, strict=True)]
+        scores = RULES[rule](warm if rule == "confidence" else outputs)
     chosen = scores.argmax(1)
     classes = [torch.tensor(task.classes)[z.argmax(1)] for task, z in zip(tasks, outputs, strict=True)]
     return torch.stack(classes, 1).gather(1, chosen[:, None])[:, 0]
