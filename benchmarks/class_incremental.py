@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from fedcl.simulation import simulate
 
 from fedcl import federation as federations
 from fedcl import rng
 from fedcl.config import Config
 from fedcl.models import dynamic_net
+from fedcl.simulation import simulate
 
 
 def config(method: str, output: Path, seed: int) -> Config:

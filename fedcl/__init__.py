@@ -2,7 +2,7 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    config contracts rng plugins toml                           the experiment, the records, where draws come from
+    config contracts rng plugins defaults toml                  the experiment, the records, where draws come from
     datasets partition tasks features augment federation        what the hospitals hold, and when
     models _sample_grads fisher infer evaluate growth methods   what they train, remember and are asked
     optimizers store client                                     one client's Job: the only training loop
@@ -10,8 +10,8 @@ The reading order, which is also the order of imports: a module imports only mod
     units metrics results report run_dir                        what comes out
     state plan collect privacy server                           the only round loop
     runtime                                                     Flower: apps, wire, one file per way to run
-    finish simulate                                             the whole story on one page
-    rescore settings summary view cli                           around it
+    finish simulation                                           the whole story on one page
+    forecast rescore explain choices settings summary view cli  around it
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedcl.config import Config as Config
     from fedcl.results import Result as Result
-    from fedcl.simulate import simulate as simulate
+    from fedcl.simulation import simulate as simulate
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Result", "simulate"]
 
-_HOMES = {"Config": "fedcl.config", "Result": "fedcl.results", "simulate": "fedcl.simulate"}
+_HOMES = {"Config": "fedcl.config", "Result": "fedcl.results", "simulate": "fedcl.simulation"}
 
 
 def __getattr__(name: str) -> Any:

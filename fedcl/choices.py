@@ -25,7 +25,7 @@ def check(tree: Tree) -> list[ConfigError]:
 
 
 def _names(tree: Tree) -> Iterator[ConfigError]:
-    named = [("methods", "method", name) for name in _text(tree, "method").split("+")]
+    named = [("methods", "method", name) for name in plugins.split(_text(tree, "method"))]
     named += [("datasets", "data.name", _base(name)) for name in _text(tree, "data.name").split("+")]
     named += [("models", "model.name", _text(tree, "model.name"))]
     named += [
@@ -40,7 +40,7 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
 
 def _methods(tree: Tree) -> Iterator[ConfigError]:
     """Each method's options, and then whether the methods go together."""
-    used, given = _text(tree, "method").split("+"), _table(tree, "methods")
+    used, given = plugins.split(_text(tree, "method")), _table(tree, "methods")
     sound = all(_load("methods", name) for name in used) if given or len(used) > 1 else False
     for name, options in given.items():
         plugin = _load("methods", name)

@@ -175,9 +175,7 @@ class Client:
         """What the method keeps of the task, at the parameters that the net has now: (memory, what it sends)."""
         extras: Memory = {}
         self.net.eval()
-        for (task, batch), (_, held) in zip(
-            self._parts(client, job), self._parts(client, job, "val"), strict=True
-        ):
+        for (task, batch), (_, held) in zip(self._parts(client, job), self._parts(client, job, "val"), strict=True):
             if len(batch.y):
                 context = self._context(client, job, task, "consolidate")
                 memory = self.method.end_task(context, dict(self._parameters()), batch, memory)

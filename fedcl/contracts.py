@@ -141,6 +141,10 @@ class Method:
     sends: ClassVar[str] = "parameters"  # what leaves the client, in words, for the privacy audit
     keeps_raw_data: ClassVar[bool] = False
 
+    def conventions(self) -> Mapping[str, Any]:
+        """What a number of this method cannot be compared without: kinds, reductions, factors. For the results."""
+        return {}
+
     def hooks(self) -> frozenset[str]:
         """The names of the hooks that the loop has to call: those that the class overrides."""
         own = (name for name in vars(Method) if not name.startswith("_"))

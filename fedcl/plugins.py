@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,11 @@ def load(kind: str, name: str) -> Callable[..., Any]:
 def options(plugin: Callable[..., Any], skip: int = 0) -> Mapping[str, inspect.Parameter]:
     """A plug-in's options: its parameters by name, without the first `skip` that the caller fills."""
     return dict(list(inspect.signature(plugin).parameters.items())[skip:])
+
+
+def split(names: str) -> list[str]:
+    """The parts of a combination: "ewc+der++" → ["ewc", "der++"]."""
+    return re.split(r"(?<!\+)\+(?!\+)", names)
 
 
 def _file(name: str) -> str:

@@ -113,23 +113,11 @@ def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], s
         seen = sorted(
             {c for stage in hospitals.schedule for now in stage for t in now for c in hospitals.tasks[t].classes}
         )
-        return [_read(run / name) for name in names], seen, "final model"
+        return [Model(*finish.read(run / name)) for name in names], seen, "final model"
     state = _checkpoint(run)
     where = f"checkpoint at stage {state.stage + 1}, round {state.round}"
     models = [Model(group.params, infer.prepare(group.statistics)) for group in state.groups]
     return models, state.seen, where
-
-
-def _read(path: Path) -> Model:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise FedclError(f"{path} cannot be read: {error}; run the same command with --fresh") from error
-    mark = finish._PREFIX
-    return Model(
-        {name: value for name, value in tensors.items() if not name.startswith(mark)},
-        {name.removeprefix(mark): value for name, value in tensors.items() if name.startswith(mark)},
-    )
 
 
 def _checkpoint(run: Path) -> State:

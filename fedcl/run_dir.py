@@ -48,18 +48,13 @@ class RunDir:
                 number = next(n for n in range(1, 1_000_000) if not path.with_name(f"{path.name}~{n}").exists())
                 path.rename(path.with_name(f"{path.name}~{number}"))
             path.mkdir(parents=True, exist_ok=True)
-            self._check(config)
+            _check(path, config)
             self._lock = _lock(path / ".lock")
             self._metrics = (path / "metrics.jsonl").open("ab")
         except OSError as error:
             raise FedclError(f"run directory {path}: {error.strerror}; choose another --output") from error
         self.started = time.monotonic()
         self.saving = 0.0  # seconds that checkpoints have cost
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run that lies here has come to its end."""
-        return read_status(self.path).get("state") == "finished"
 
     def describe(self, config: Config, federation: dict[str, Any], rows: Iterable[tuple[Any, ...]]) -> None:
         """Write what is known before the first round: config, environment, who has what."""
@@ -143,13 +138,6 @@ class RunDir:
         self._metrics.close()
         self._lock.close()
 
-    def _check(self, config: Config) -> None:
-        file = self.path / "config.toml"
-        if file.exists() and read_config(self.path).digest() != config.digest():
-            raise FedclError(
-                f"{self.path} holds a run of another config; choose another --output, or --fresh to move it aside"
-            )
-
     def _cut(self, end: int) -> None:
         self._guard(lambda: self._metrics.truncate(end))
 
@@ -166,8 +154,23 @@ class RunDir:
             action()
         except (OSError, SafetensorError) as error:
             raise FedclError(
-                f"cannot write to {self.path}: {error}; make room, then the same command goes on from the last checkpoint"
+                f"cannot write to {self.path}: {error}; make room, then the same command goes on from there"
             ) from error
+
+
+def is_finished(path: Path, config: Config) -> bool:
+    """Whether a run of this config lies there and has come to its end.
+
+    Raises:
+        FedclError: another config's run lies there.
+    """
+    _check(path, config)
+    return read_status(path).get("state") == "finished"
+
+
+def _check(path: Path, config: Config) -> None:
+    if (path / "config.toml").exists() and read_config(path).digest() != config.digest():
+        raise FedclError(f"{path} holds a run of another config; choose another --output, or --fresh to move it aside")
 
 
 def _lock(path: Path) -> IO[str]:

@@ -132,7 +132,7 @@ class Server:
                     uploads.append((update.weight, update.extras))
                     if self._plan.on_local(number):
                         self.state.done.append(update.client)
-            collection.require(self.config.federation.quorum, f"stage {stage}, round {number}")
+            collection.require(self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
             group.params, group.rules = merge.apply(group.params, group.rules)
             if self._plan.on_local(number):
                 self._absorb(group, stage, uploads)

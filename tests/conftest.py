@@ -12,7 +12,7 @@ from small import BASE, merged
 
 from fedcl.config import Config
 from fedcl.results import Result
-from fedcl.simulate import simulate
+from fedcl.simulation import simulate
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def model(result: Result) -> dict[str, torch.Tensor]:
 def numbers(result: Result) -> list[tuple[Any, ...]]:
     """Every recorded figure but times."""
     timed = {"seconds", "latency_ms"}
-    return [tuple(r[:6]) + (repr(r.value),) for r in result.records if r.name not in timed]
+    return [(*r[:6], repr(r.value)) for r in result.records if r.name not in timed]
 
 
 def assert_same(one: Result, two: Result) -> None:

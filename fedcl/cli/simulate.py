@@ -64,7 +64,7 @@ def simulate(
 
     Settings come from defaults, then the file, then --set, then flags.
     """
-    from fedcl import settings
+    from fedcl import defaults, settings
 
     try:
         resolved = settings.resolve(config, sets or [], flags)
@@ -73,6 +73,7 @@ def simulate(
             origin = f" ({name_of(error.key)})" if error.key in flags else ""
             typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
         raise typer.Exit(2) from None
+    resolved = defaults.fill(resolved)
     if dry_run:
         from fedcl.cli import dry_run as plan
 
@@ -86,8 +87,8 @@ def _run(config: Config, fresh: bool, quiet: bool, peer: str) -> None:
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
     from fedcl.run_dir import read_status
-    from fedcl.simulate import Interrupted
-    from fedcl.simulate import simulate as start
+    from fedcl.simulation import Interrupted
+    from fedcl.simulation import simulate as start
     from fedcl.view import View
 
     console, run = terminal.console(), config.directory()

@@ -18,7 +18,7 @@ def build(config: Config) -> Combination:
         FedclError: options for a method that is not used, or unknown ones, or a combination that cannot work.
     """
     parts: dict[str, Method] = {}
-    for name in config.method.split("+"):
+    for name in plugins.split(config.method):
         key = name.replace("++", "pp").replace("-", "_")
         if key in parts:
             raise FedclError(f"method {config.method!r} names {name!r} twice")
@@ -31,7 +31,7 @@ def build(config: Config) -> Combination:
             parts[key] = plugin(**given)
         except (TypeError, ValueError) as error:
             raise FedclError(f"methods.{name}: {error}") from error
-    if unused := sorted(set(config.methods) - set(config.method.split("+"))):
+    if unused := sorted(set(config.methods) - set(plugins.split(config.method))):
         raise FedclError(f"methods.{unused[0]}: options of a method that --method {config.method!r} does not use")
     return Combination(parts)
 
@@ -49,6 +49,10 @@ class Combination(Method):
     def hooks(self) -> frozenset[str]:
         """The hooks of all parts."""
         return frozenset().union(*(part.hooks() for part in self.parts.values()))
+
+    def conventions(self) -> dict[str, object]:
+        """Each part's, by its name."""
+        return {name: dict(part.conventions()) for name, part in self.parts.items()}
 
     @property
     def uses_before(self) -> bool:

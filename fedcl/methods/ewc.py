@@ -56,6 +56,11 @@ class EWC(Method):
         if self.share == "sum" and self.form == "separate":
             raise ValueError('share = "sum" keeps one quadratic; take form = "merged" or "online"')
 
+    def conventions(self) -> dict[str, object]:
+        """λ means nothing without these."""
+        n = f"≤ {self.samples}" if self.samples else "all"
+        return {"fisher_kind": self.kind, "reduction": "mean over samples", "half": True, "n": n}
+
     def hooks(self) -> frozenset[str]:
         """Only the one of `penalty` and `edit_update` that `step` asks for; neither at λ = 0."""
         unused = {"penalty", "edit_update"} if self.strength == 0 else set()

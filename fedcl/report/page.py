@@ -48,14 +48,17 @@ def status(result: Result) -> dict[str, Any]:
 
 
 def environment(run: Path) -> dict[str, str]:
-    """env.json, its lists and groups on one line each."""
+    """env.json and the method's conventions, lists and groups on one line each."""
 
     def words(value: object) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{key} {words(part)}" for key, part in value.items())
         return " ".join(map(words, value)) if isinstance(value, list) else str(value)
 
-    return {key: words(value) for key, value in small(run, "env.json").items()}
+    facts = small(run, "env.json")
+    if conventions := {name: told for name, told in small(run, "federation.json").get("method", {}).items() if told}:
+        facts["method"] = conventions
+    return {key: words(value) for key, value in facts.items()}
 
 
 def config(run: Path) -> tuple[str, dict[str, Any]]:

@@ -68,7 +68,7 @@ class InlineGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Fixed: 1000, 1001, …"""
+        """Fixed ones: 1000, 1001, and so on."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Sequence[str]:

@@ -39,7 +39,9 @@ def _data(task, n, seed):
 
 
 def _measure(task, batch):
-    return infer.measure("prototypes", task, batch, torch.zeros(0, len(task.classes)), torch.zeros(0, dtype=torch.int64))
+    return infer.measure(
+        "prototypes", task, batch, torch.zeros(0, len(task.classes)), torch.zeros(0, dtype=torch.int64)
+    )
 
 
 def test_hospitals_sums_are_those_of_the_pooled_data():

@@ -13,7 +13,7 @@ from small import assert_same
 
 from fedcl.contracts import FedclError
 from fedcl.run_dir import RunDir
-from fedcl.simulate import Interrupted, simulate
+from fedcl.simulation import Interrupted, simulate
 
 SCRIPT = """
 import sys

@@ -78,7 +78,7 @@ def test_the_round_is_that_of_the_others(run, monkeypatch):
 def test_without_a_quorum_the_run_ends_clearly_and_goes_on_later(run, small, monkeypatch):
     whole = model(run("whole"))
     _tamper(monkeypatch, _raise, victims=(0, 1, 2), rounds=(3,))
-    with pytest.raises(FedclError, match=r"stage 1, round 1: 0 of 3 clients .* power went out"):
+    with pytest.raises(FedclError, match=r"stage 2, round 2: 0 of 3 clients .* power went out"):
         run("broken", run={"checkpoint_every": 1})
     monkeypatch.undo()
     mended = model(run("broken"))

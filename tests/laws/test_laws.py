@@ -11,7 +11,7 @@ from small import assert_same, model
 from fedcl import plugins
 from fedcl.config import Config
 from fedcl.runtime.inline import InlineGrid
-from fedcl.simulate import Interrupted, simulate
+from fedcl.simulation import Interrupted, simulate
 
 METHODS = plugins.names("methods")
 STRENGTHS = [("ewc", "strength", step) for step in ("proximal", "explicit")]

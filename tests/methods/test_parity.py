@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from fedcl import rng
 from fedcl.config import Config
 from fedcl.contracts import TEST, TRAIN, Samples
-from fedcl.simulate import simulate
+from fedcl.simulation import simulate
 
 BATCHED = "batched:BatchedEWC"
 EWC = {"step": "explicit", "form": "separate"}
@@ -28,7 +28,7 @@ CASES = {
 
 def _digits() -> Samples:
     x, y = load_digits(return_X_y=True)
-    random, test, train = np.random.RandomState(0), [], []  # noqa: NPY002 - the split that the numbers belong to
+    random, test, train = np.random.RandomState(0), [], []
     for label in range(10):
         index = random.permutation(np.flatnonzero(y == label))
         cut = round(0.3 * len(index))

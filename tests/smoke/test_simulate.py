@@ -163,7 +163,7 @@ def test_two_ctrl_c_also_end_with_130(fedcl: Fedcl, monkeypatch: pytest.MonkeyPa
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedcl.simulate.federations.build", stop)
+    monkeypatch.setattr("fedcl.simulation.federations.build", stop)
     result = fedcl("simulate", *TINY)
     assert result.exit_code == 130
     assert "go on with" in result.stderr

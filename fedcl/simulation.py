@@ -6,11 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from fedcl import defaults, finish, infer, methods, plugins, report, run_dir
 from fedcl import federation as federations
-from fedcl import finish, methods, plugins, report
 from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -47,11 +48,14 @@ def simulate(
         Interrupted: Ctrl-C; the round was finished and saved, and the same call goes on from there.
     """
     check(config)
+    config = defaults.fill(config)
+    if not fresh and run_dir.is_finished(config.directory(), config):
+        return Result.load(config.directory())
+    federation = federations.build(config, samples)  # before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
-        if not run.finished:
-            with _threads(config.run.threads), _polite_interrupt() as stop:
-                _run(config, federations.build(config, samples), run, notify, stop)
+        with _threads(config.run.threads), _polite_interrupt(notify) as stop:
+            _run(config, federation, run, notify, stop)
         return Result.load(run.path)
     finally:
         run.close()
@@ -59,8 +63,6 @@ def simulate(
 
 def check(config: Config) -> None:
     """Raise FedclError for what the config's own types cannot see: plug-ins' names and options."""
-    from fedcl import infer
-
     methods.build(config)
     for kind, name in (("aggregators", config.federation.aggregator), ("mergers", config.federation.merger)):
         plugins.load(kind, name)
@@ -81,23 +83,22 @@ def _run(
     saved = run.restore(usable=lambda state: _has_memories(store, State.unpack({}, state)))
     state = State.unpack(*saved) if saved else None
     if state is None:
-        run.describe(config, federation.describe(), federation.rows())
+        run.describe(config, federation.describe() | {"method": method.conventions()}, federation.rows())
     before = state.seconds if state else 0.0
     clients = len(federation.members)
 
     def serve(ask: Ask) -> None:
         server = Server(config, federation, method, ask, run, notify, store.flush, stop)
-        facts = {"rounds": config.train.rounds * len(federation.schedule), "before": before}
+        facts: dict[str, Any] = {"rounds": config.train.rounds * len(federation.schedule), "before": before}
         run.status("running", **facts)
         try:
             server.run(state)
-        except (Interrupted, FedclError) as end:
-            where = {"stage": server.state.stage, "round": server.state.round}
-            if isinstance(end, Interrupted):
-                run.status("interrupted", **where, **facts)
-            else:
-                run.status("failed", **where, error=str(end), **facts)
-            report.write(run.path)  # of what there is
+        except BaseException as end:
+            facts |= {"stage": server.state.stage, "round": server.state.round, "error": str(end)}
+            stopped = isinstance(end, Interrupted | KeyboardInterrupt)
+            run.status("interrupted" if stopped else "failed", **facts)
+            if isinstance(end, Interrupted | FedclError):
+                report.write(run.path)  # of what there is
             raise
         finish.write(config, federation, server.state, run)
         run.status("finished", **facts)
@@ -131,7 +132,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _polite_interrupt() -> Iterator[Callable[[], bool]]:
+def _polite_interrupt(notify: Callable[[Event], None]) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C lets the round end and saves; the second is the usual one."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -140,6 +141,7 @@ def _polite_interrupt() -> Iterator[Callable[[], bool]]:
 
     def on_signal(number: int, frame: object) -> None:
         asked.set()
+        notify(Event("stop", -1, -1, {}))
         signal.signal(signal.SIGINT, before)
 
     before = signal.signal(signal.SIGINT, on_signal)
