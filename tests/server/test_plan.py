@@ -1,0 +1,100 @@
+"""What is sent to whom: a function of the round alone, and no more than the stage needs."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import Message
+from small import model
+
+from fedcl import federation, methods
+from fedcl.contracts import role
+from fedcl.models import dynamic_net
+from fedcl.plan import Plan
+from fedcl.runtime import wire
+from fedcl.runtime.inline import InlineGrid
+from fedcl.state import Group, State
+
+
+def _plan(config):
+    data = federation.build(config)
+    net = dynamic_net.build(config.model, data.shape, len(data.classes))
+    for task in data.tasks:
+        net.add_task(task.id, len(task.classes), config.model.expansion_units)
+    state = State([Group(clients, dict(net.state_dict())) for clients in data.groups])
+    return Plan(config, data, methods.build(config), net.owner), state
+
+
+def test_only_the_trunk_and_the_own_module_are_sent(small):
+    plan, state = _plan(small())
+    for stage, task in enumerate(("t0", "t1", "t2")):
+        for _, job in plan.training(state, state.groups[0], stage, 0):
+            assert {role(name) for name in job.arrays} == {"", task}
+
+
+def test_the_cohort_is_a_function_of_the_round(small):
+    config = small(federation={"clients": 6, "fraction": 0.5}, data={"options": {"samples": 900}})
+    (plan, state), (again, other) = _plan(config), _plan(config)
+    cohorts = [[c for c, _ in plan.training(state, state.groups[0], 0, n)] for n in range(2)]
+    assert cohorts == [[c for c, _ in again.training(other, other.groups[0], 0, n)] for n in (0, 1)]
+    assert all(len(cohort) == 3 and cohort == sorted(cohort) for cohort in cohorts)
+    drawn = {tuple(c for c, _ in plan.training(state, state.groups[0], s, n)) for s in range(3) for n in range(2)}
+    assert len(drawn) > 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", [0.1] * 4), ("cosine", [0.1, 0.0853553, 0.05, 0.0146447]), ("step", [0.1, 0.1, 0.1, 0.01])],
+)
+def test_learning_rate_over_the_rounds_of_a_stage(small, schedule, rates):
+    config = small(train={"rounds": 4, "lr": 0.1, "lr_schedule": schedule})
+    plan, state = _plan(config)
+    for stage in (0, 1):
+        sent = [plan.training(state, state.groups[0], stage, n)[0][1].lr for n in range(4)]
+        assert sent == pytest.approx(rates, rel=1e-5)
+
+
+def test_bytes_are_counted_from_what_was_sent(run, monkeypatch):
+    seen = {"down": 0, "up": 0}
+    deliver = InlineGrid._deliver
+
+    def spy(self, message: Message) -> Message:
+        reply = deliver(self, message)
+        if message.metadata.message_type == "train":
+            seen["down"] += wire.size(message.content)
+            seen["up"] += wire.size(reply.content)
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_deliver", spy)
+    result = run("run")
+    for way in seen:
+        told = sum(r.value for r in result.records if r.phase == "train" and r.name == f"bytes_{way}")
+        assert told == seen[way] > 0
+
+
+def test_bounds(run):
+    """Local ones are as many models as hospitals; joint knows all tasks at once and central one after another."""
+    local = run("local", federation={"kind": "local"})
+    assert sorted(p.name for p in local.path.glob("model*")) == [f"model-{k}.safetensors" for k in range(3)]
+    assert local.accuracy.shape == (3, 3, 3)
+    joint = run("joint", method="finetune", federation={"kind": "joint"})
+    assert joint.accuracy.shape == (1, 3, 3)
+    assert not any(value != value for value in joint.pooled[0])
+    central = run("central", federation={"kind": "central"})
+    assert central.accuracy.shape == (3, 3, 3)
+    assert {role(name) for name in model(central) if not name.startswith("infer.")} == {"", "t0", "t1", "t2"}
+
+
+def test_consolidation_on_the_local_model(run):
+    merged, local = run("merged"), run("local", federation={"consolidate_on": "local"})
+    assert local.metrics["average_accuracy"] > 0.5
+    first, second = model(merged), model(local)
+    assert not all(first[name].equal(second[name]) for name in first)
+    phases = [r.phase for r in local.records if r.phase == "consolidate" and r.value > 0]
+    assert not phases  # nobody had to be asked again
+
+
+def test_gates_close_at_the_servers_word(run):
+    closed = model(run("closed", model={"gate_threshold": 0.8809}))  # a gate starts at σ(2) = 0.8808
+    masks = [value for name, value in closed.items() if name.endswith(".mask")]
+    assert all(set(mask.tolist()) <= {0.0, 1.0} for mask in masks)
+    assert 0 < sum(float(mask.sum()) for mask in masks) < sum(mask.numel() for mask in masks)
