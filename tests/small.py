@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedcl.results import Result
+from fedcl.server import Server
 
 BASE: dict[str, Any] = {
     "seed": 3,
@@ -29,8 +30,11 @@ def merged(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def model(result: Result) -> dict[str, torch.Tensor]:
-    """The final parameters of a run."""
-    return load_file(result.path / "model.safetensors")
+    """The final parameters of a run; of all its models, where each hospital has its own."""
+    files = sorted(result.path.glob("model*.safetensors"))
+    if len(files) == 1:
+        return load_file(files[0])
+    return {f"{file.stem}:{name}": value for file in files for name, value in load_file(file).items()}
 
 
 def numbers(result: Result) -> list[tuple[Any, ...]]:
@@ -46,3 +50,14 @@ def assert_same(one: Result, two: Result) -> None:
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert numbers(one) == numbers(two)
+
+
+def stop_after(monkeypatch: Any, rounds: int) -> None:
+    """Ask the server to stop after so many rounds, as Ctrl-C does."""
+    saved, count = Server._save, iter(range(1_000))
+
+    def save(self: Server, always: bool = False) -> None:
+        self._stop = lambda: not always and next(count) + 1 == rounds
+        saved(self, always)
+
+    monkeypatch.setattr(Server, "_save", save)

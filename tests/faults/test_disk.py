@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from small import assert_same
+from small import assert_same, stop_after
 
 from fedcl.contracts import FedclError
 from fedcl.run_dir import RunDir
@@ -36,15 +36,7 @@ def test_kill_9_loses_at_most_a_round(run, small, tmp_path):
 
 def _interrupted(small, tmp_path, monkeypatch, rounds=3):
     config = small(run={"output": str(tmp_path / "cut"), "checkpoint_every": 1})
-    from fedcl import server
-
-    saved, count = server.Server._save, iter(range(100))
-
-    def save(self, always=False):
-        self._stop = lambda: not always and next(count) + 1 == rounds
-        saved(self, always)
-
-    monkeypatch.setattr(server.Server, "_save", save)
+    stop_after(monkeypatch, rounds)
     with pytest.raises(Interrupted):
         simulate(config)
     monkeypatch.undo()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from small import assert_same, model
+from small import assert_same, model, stop_after
 
 from fedcl import plugins
 from fedcl.config import Config
@@ -32,7 +32,7 @@ def test_another_seed_is_another_run(run):
 def test_resumed_is_uninterrupted(run, small, tmp_path, method, stop_after, monkeypatch):
     whole = run("whole", method=method)
     config = small(method=method, run={"output": str(tmp_path / "parts"), "checkpoint_every": 1})
-    _stop_after(monkeypatch, stop_after)
+    stop_after(monkeypatch, stop_after)
     with pytest.raises(Interrupted):
         simulate(config)
     monkeypatch.undo()
@@ -44,26 +44,13 @@ def test_optimiser_state_survives_a_resume(run, small, tmp_path, reset, monkeypa
     train = {"reset": reset, "optimizer": "adam", "lr": 0.01}
     whole = run("whole", train=train)
     config = small(train=train, run={"output": str(tmp_path / "parts"), "checkpoint_every": 1})
-    _stop_after(monkeypatch, 3)
+    stop_after(monkeypatch, 3)
     with pytest.raises(Interrupted):
         simulate(config)
     monkeypatch.undo()
     assert_same(whole, simulate(config))
     forgetful = model(run("round", train=train | {"reset": "round"}))
     assert any(not torch.equal(value, forgetful[name]) for name, value in model(whole).items())
-
-
-def _stop_after(monkeypatch, rounds: int) -> None:
-    """Ask the server to stop after so many rounds, as Ctrl-C does."""
-    from fedcl import server
-
-    saved, count = server.Server._save, iter(range(1_000))
-
-    def save(self, always=False):
-        self._stop = lambda: not always and next(count) + 1 == rounds
-        saved(self, always)
-
-    monkeypatch.setattr(server.Server, "_save", save)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,58 @@
+"""The same laws for every trunk, and for what draws at random in a step: interrupted and resumed, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small import BASE, assert_same, merged, stop_after
+
+from fedcl import plugins
+from fedcl.config import Config
+from fedcl.simulation import Interrupted, simulate
+
+IMAGES = {"options": {"samples": 240, "classes": 4, "shape": [1, 8, 8]}}
+SMALL = {
+    "cnn": {"channels": [4, 4], "width": 16},
+    "mlp": {"hidden": [16]},
+    "resnet18": {"width_multiplier": 0.0625},
+    "vit": {"dim": 16, "depth": 1, "heads": 2},
+}
+VARIANTS = {
+    **{name: {"model": {"name": name, "options": SMALL.get(name, {})}} for name in plugins.names("models")},
+    "dropout": {"model": {"options": {"hidden": [16, 16], "dropout": 0.3}}},
+    "augmentation": {"data": {"augment": ["RandomCrop(8, padding=1)", "RandomHorizontalFlip()"]}},
+    "weight normalisation": {"model": {"options": {"hidden": [16]}, "weight_norm": True}},
+    "shared head": {"model": {"heads": "shared", "options": {"hidden": [16]}}},
+    "some hospitals a round": {"federation": {"clients": 4, "fraction": 0.5}},
+    "shuffled tasks": {"stream": {"schedule": "shuffled"}},
+    "late hospitals": {"stream": {"schedule": "staggered"}},
+    "a task comes back": {"stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]}},
+    "Fishers summed": {"methods": {"ewc": {"share": "sum"}}},
+    "Fishers apart": {"methods": {"ewc": {"form": "separate"}}},
+    "consolidated locally": {"federation": {"consolidate_on": "local"}},
+    "each alone": {"federation": {"kind": "local"}},
+    "pooled": {"federation": {"kind": "central"}},
+    "all at once": {"federation": {"kind": "joint"}},
+    "permuted": {"stream": {"kind": "domain"}},
+    "rotated": {"stream": {"kind": "domain", "domain": "rotated"}},
+}
+
+
+QUICK = {"data": IMAGES, "stream": {"tasks": 2}, "train": {"epochs": 1, "rounds": 2}}
+
+
+def _config(variant: str, output: Path) -> Config:
+    start = merged(BASE | {"model": {"expansion_units": 8}}, **QUICK)
+    run = {"output": str(output), "checkpoint_every": 1}
+    return Config.model_validate(merged(merged(start, **VARIANTS[variant]), run=run))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_is_uninterrupted(tmp_path, variant, monkeypatch):
+    whole = simulate(_config(variant, tmp_path / "whole"))
+    stop_after(monkeypatch, 1 if variant == "all at once" else 3)
+    with pytest.raises(Interrupted):
+        simulate(_config(variant, tmp_path / "parts"))
+    monkeypatch.undo()
+    assert_same(whole, simulate(_config(variant, tmp_path / "parts")))
