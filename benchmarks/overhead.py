@@ -39,7 +39,7 @@ def config(clients: int, rounds: int) -> Config:
         "partition": {"name": "iid"},
         "stream": {"tasks": 1},
         "model": {"heads": "shared", "options": {"hidden": [128]}, "mask": "all"},
-        "train": {"rounds": rounds, "epochs": 1, "batch_size": 64, "lr": 0.01},
+        "train": {"rounds": rounds, "epochs": 1, "batch_size": 64, "lr": 0.01, "lr_schedule": "constant"},
         "federation": {"clients": clients},
         "run": {"validate_every": 0, "checkpoint_every": 10**9},
     })  # fmt: skip

@@ -32,7 +32,7 @@ class Data(Section):
     """Where the files lie; empty is $FEDCL_DATA, or else ~/.cache/fedcl."""
     options: dict[str, Value] = {}
     """The data set's own options, for example samples of `synthetic`."""
-    val: Share = 0.15
+    val: Share = 0.1
     """Share of a hospital's training samples kept for validation."""
     test: Share = 0.30
     """Share kept for testing where the data set has no test split of its own."""
@@ -117,7 +117,7 @@ class Train(Section):
     lr: Annotated[float, Field(gt=0)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     """Over the rounds of a stage: `cosine` to 0, `step` × 0.1 at 60 % and 85 %."""
     reset: Literal["round", "task", "never"] = "round"
     """When the optimiser's state is forgotten."""
@@ -179,7 +179,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        content = self.model_dump(exclude={"run": {"output", "name", "threads", "checkpoint_every"}})
+        content = self.model_dump(exclude={"run": {"output", "name", "checkpoint_every"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

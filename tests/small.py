@@ -16,7 +16,7 @@ BASE: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 1.0, "min_samples": 5},
     "stream": {"tasks": 3},
     "model": {"options": {"hidden": [16, 16]}, "expansion_units": 8},
-    "train": {"rounds": 2, "epochs": 2, "batch_size": 16},
+    "train": {"rounds": 2, "epochs": 2, "batch_size": 16, "lr_schedule": "constant"},
     "federation": {"clients": 3},
 }
 
