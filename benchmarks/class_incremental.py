@@ -33,7 +33,10 @@ def config(method: str, output: Path, seed: int) -> Config:
         "methods": options,
         "data": {"name": "mnist", "val": 0},
         "model": {"heads": "shared", "options": {"hidden": [100, 100]}, "mask": "task"},
-        "train": {"rounds": 3, "epochs": 1, "batch_size": 64, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "lr_schedule": "constant"},
+        "train": {
+            "rounds": 3, "epochs": 1, "batch_size": 64,
+            "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "lr_schedule": "constant",
+        },
         "run": {"output": str(output), "validate_every": 0},
     })  # fmt: skip
 

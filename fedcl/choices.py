@@ -99,7 +99,8 @@ def _device(tree: Tree) -> Iterator[ConfigError]:
     import torch
 
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).partition("\n")[0]
         yield ConfigError("run.device", name, f"cannot be used here ({why}); `fedcl doctor` names the devices")

@@ -6,14 +6,14 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedcl import augment, evaluate, infer, rng
+from fedcl import augment, batches, evaluate, infer, rng
+from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Batch, Context, Job, Memory, Params, Task, Update
 from fedcl.federation import Federation
@@ -23,8 +23,6 @@ from fedcl.models._layers import draw_from
 from fedcl.optimizers import build as build_optimizer
 from fedcl.optimizers import recall, remember
 from fedcl.store import Store
-
-Part = tuple[Task, Batch]
 
 
 class Client:
@@ -46,24 +44,24 @@ class Client:
         self.tasks = {task.id: task for task in federation.tasks}
         self.net = dynamic_net.build(config.model, federation.shape, len(federation.classes)).to(self.device)
         self._augment = augment.build(config.data.augment)
+        self._slots = sum(max(map(len, stage)) for stage in federation.schedule)
         self._tensors: Params = {}
         self._hooks = method.hooks()
 
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client."""
         self._load(job.arrays)
-        memory = self.store.load(client, job.version)
-        start = memory
-        if job.broadcast and job.phase != "evaluate":
-            memory = self.method.receive(job.broadcast, memory)
         if job.phase == "evaluate":
             return self._evaluate(client, job)
+        memory = start = self._here(self.store.load(client, job.version))
+        if job.broadcast:
+            memory = self.method.receive(self._here(job.broadcast), memory)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if memory is start:
             return replace(update, version=job.version)
         version = f"{job.stage}-{job.round}-{job.phase}"
-        self.store.save(client, version, memory)
+        self.store.save(client, version, memory, start=job.version)
         return replace(update, version=version)
 
     # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,11 +100,13 @@ class Client:
         plain = not hooks & {"loss", "penalty"}
         per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "observe"}
         total, steps = torch.zeros((), device=self.device), 0
-        for task, batch, first in self._batches(context.generator, parts, "begin" in job.flags):
+        for task, batch, first in self._batches(context, job, parts):
             if per_step:
                 context = replace(context, step=steps, task=task, forward=self._forward(task))
             if first and "observe" in hooks:
                 memory = method.observe(context, batch, memory)
+            if len(parts) > 1:
+                self._allow(task, job)
             optimizer.zero_grad()
             if plain:
                 loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
@@ -128,6 +128,17 @@ class Client:
             memory = remember(optimizer, params, memory)
         return float(total) / max(steps, 1), memory
 
+    def _batches(self, context: Context, job: Job, parts: list[Part]) -> Iterator[tuple[Task, Batch, bool]]:
+        """The round's batches; whatever augmentation draws comes from a stream of its own."""
+        found = batches.draw(self.config.train, context.generator, parts, "begin" in job.flags)
+        if self._augment is None:
+            yield from found
+            return
+        noise = rng.torch_stream(self.config.seed, "augment", client=context.client, round=job.round)
+        with rng.torch_global_from(noise):
+            for task, batch, first in found:
+                yield task, Batch(self._augment(batch.x), batch.y), first
+
     def _edit_grads(self, context: Context, params: Params, memory: Memory) -> None:
         grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}
         for name, grad in self.method.edit_grads(context, params, grads, memory).items():
@@ -140,29 +151,6 @@ class Client:
             if value is not after[name]:
                 params[name].copy_(value)
         return memory
-
-    def _batches(
-        self, generator: torch.Generator, parts: list[Part], begin: bool
-    ) -> Iterator[tuple[Task, Batch, bool]]:
-        """(task, batch, whether each sample comes for the first time in the stage). The batch is overwritten."""
-        size = self.config.train.batch_size
-        rooms = [(torch.empty_like(b.x[:size]), torch.empty_like(b.y[:size])) for _, b in parts]
-        seeded = rng.torch_global_from(generator) if self._augment else nullcontext()
-        with seeded:
-            for epoch in range(self.config.train.epochs):
-                plan: list[tuple[int, Tensor]] = []
-                for index, (_, batch) in enumerate(parts):
-                    n = len(batch.y)
-                    order = torch.randperm(n, generator=generator) if self.config.train.shuffle else torch.arange(n)
-                    plan += [(index, chunk) for chunk in torch.split(order.to(self.device), size)]
-                if len(parts) > 1:  # several tasks at once: their batches come mixed
-                    plan = [plan[i] for i in torch.randperm(len(plan), generator=generator)]
-                for index, chunk in plan:
-                    task, batch = parts[index]
-                    x, y = rooms[index][0][: len(chunk)], rooms[index][1][: len(chunk)]
-                    torch.index_select(batch.x, 0, chunk, out=x)
-                    torch.index_select(batch.y, 0, chunk, out=y)
-                    yield task, Batch(self._augment(x) if self._augment else x, y), begin and epoch == 0
 
     # ── consolidate and evaluate ─────────────────────────────────────────────────────────────────────────────────
 
@@ -177,8 +165,11 @@ class Client:
         self.net.eval()
         for (task, batch), (_, held) in zip(self._parts(client, job), self._parts(client, job, "val"), strict=True):
             if len(batch.y):
+                self._allow(task, job)
                 context = self._context(client, job, task, "consolidate")
-                memory = self.method.end_task(context, dict(self._parameters()), batch, memory)
+                # The net is shared by all clients of the process: only what this Job brought is this client's.
+                params = {name: value for name, value in self._parameters() if name in job.arrays}
+                memory = self.method.end_task(context, params, batch, memory)
                 if infer.needs_statistics(self.config.model):
                     with torch.no_grad():
                         logits = self.net(held.x, task.id)
@@ -202,7 +193,10 @@ class Client:
         """Accuracy of the incoming model on the validation samples of the client's tasks."""
         parts = self._parts(client, job, "val")
         total = sum(len(batch.y) for _, batch in parts)
-        right = sum(evaluate.accuracy(self.net, task, batch) * len(batch.y) for task, batch in parts)
+        right = 0.0
+        for task, batch in parts:
+            self._allow(task, job)
+            right += evaluate.accuracy(self.net, task, batch) * len(batch.y)
         return {"validate/accuracy": right / total, "validate/n": float(total)} if total else {}
 
     def _local(self, client: int, job: Job) -> dict[str, float]:
@@ -250,15 +244,24 @@ class Client:
         for name in job.tasks:
             task = self.tasks[name]
             batch = self._put(self.federation.train_data(client, task.index, split))
-            if self.net.owner(name) == dynamic_net.SHARED:
-                choices = {"task": task.classes, "seen": job.seen, "all": None}
-                self.net.allow(choices[self.config.model.mask])
-            else:
+            self._allow(task, job)
+            if self.net.owner(name) != dynamic_net.SHARED:
                 lookup = torch.zeros(len(self.federation.classes), dtype=torch.int64, device=self.device)
                 lookup[list(task.classes)] = torch.arange(len(task.classes), device=self.device)
                 batch = Batch(batch.x, lookup[batch.y])
             parts.append((task, batch))
         return parts
+
+    def _allow(self, task: Task, job: Job) -> None:
+        """Let a shared head's softmax see the classes that the config says."""
+        if self.net.owner(task.id) == dynamic_net.SHARED:
+            self.net.allow({"task": task.classes, "seen": job.seen, "all": None}[self.config.model.mask])
+
+    def _here(self, memory: Memory) -> Memory:
+        """Memory on the device that the client computes on."""
+        if self.device.type == "cpu":
+            return memory
+        return {name: value.to(self.device) for name, value in memory.items()}
 
     def _put(self, batch: Batch) -> Batch:
         return batch if self.device.type == "cpu" else Batch(batch.x.to(self.device), batch.y.to(self.device))
@@ -284,5 +287,5 @@ class Client:
             client=client,
             lr=job.lr,
             generator=rng.torch_stream(seed, purpose, client, task.index, job.round),
-            stages=len(self.federation.schedule),
+            slots=self._slots,
         )

@@ -19,6 +19,7 @@ class Collection:
         jobs: by client.
         expected: of a Job, what must come back.
         on_fault: told (client, what, why) of every answer that cannot be used.
+        unfit: of a client, its Job and its update, why what came beside deltas cannot be used, or "".
     """
 
     def __init__(
@@ -26,12 +27,13 @@ class Collection:
         jobs: Sequence[tuple[int, Job]],
         expected: Expected,
         on_fault: Callable[[int, str, str], None],
+        unfit: Callable[[int, Job, Update], str] = lambda client, job, update: "",
     ) -> None:
         self.jobs = jobs
         self.records: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.bytes_down = self.bytes_up = self.answered = 0
-        self._expected, self._on_fault = expected, on_fault
+        self._expected, self._on_fault, self._unfit = expected, on_fault, unfit
 
     def updates(self, ask: Ask, timeout: float) -> Iterator[Update]:
         """Send the Jobs; yield the updates that can be used, by client index."""
@@ -45,27 +47,32 @@ class Collection:
                 self.answered += 1
                 yield answer.update
 
-    def require(self, quorum: float, where: str) -> None:
-        """Raise FedclError where fewer than this share of the asked clients gave a valid answer."""
-        needed = max(math.ceil(quorum * len(self.jobs)), 1)
-        if self.jobs and self.answered < needed:
-            raise FedclError(
-                f"{where}: {self.answered} of {len(self.jobs)} clients gave a valid answer, {needed} are needed "
-                f"(federation.quorum); {'; '.join(self.errors[:5])}"
-            )
-
     def _reject(self, answer: Answer, job: Job) -> str:
         update = answer.update
         if update is None:
             return answer.error or "no answer"
         if not (math.isfinite(update.weight) and update.weight >= 0):
             return f"its weight is {update.weight}"
-        if job.phase == "evaluate":
-            return ""
-        return check(update.arrays, self._expected(job) if update.weight > 0 else {})
+        if job.phase != "evaluate" and (
+            error := check(update.arrays, self._expected(job) if update.weight > 0 else {})
+        ):
+            return error
+        return self._unfit(answer.client, job, update)
 
     def _note(self, answer: Answer, error: str) -> None:
         what = "missing" if answer.update is None else "rejected"
         self.errors.append(f"client {answer.client}: {error}")
         self.records.append({"phase": "fault", "client": answer.client, "name": what, "value": 1, "note": error})
         self._on_fault(answer.client, what, error)
+
+
+def require(collections: Sequence[Collection], quorum: float, where: str) -> None:
+    """Raise FedclError where fewer than this share of all asked clients gave a valid answer."""
+    asked, valid = sum(len(c.jobs) for c in collections), sum(c.answered for c in collections)
+    needed = max(math.ceil(quorum * asked), 1)
+    if asked and valid < needed:
+        errors = [error for collection in collections for error in collection.errors]
+        raise FedclError(
+            f"{where}: {valid} of {asked} clients gave a valid answer, {needed} are needed "
+            f"(federation.quorum); {'; '.join(errors[:5])}"
+        )

@@ -32,6 +32,8 @@ class Data(Section):
     """Where the files lie; empty is $FEDCL_DATA, or else ~/.cache/fedcl."""
     options: dict[str, Value] = {}
     """The data set's own options, for example samples of `synthetic`."""
+    fingerprint: str = ""
+    """Set by `simulate(config, samples)`: data handed in from Python are a part of the run's identity."""
     val: Share = 0.1
     """Share of a hospital's training samples kept for validation."""
     test: Share = 0.30

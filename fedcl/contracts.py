@@ -126,7 +126,7 @@ class Context:
     client: int
     lr: float
     generator: torch.Generator  # the only source of randomness
-    stages: int = 1  # of the whole run
+    slots: int = 1  # times that a client consolidates in the whole run, at most
     step: int = 0
 
 

@@ -14,6 +14,7 @@ from fedcl.config import Config
 from fedcl.contracts import Job
 from fedcl.federation import Federation
 from fedcl.models import dynamic_net
+from fedcl.models._layers import draw_from
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.plan import Plan
 from fedcl.state import Group, State
@@ -83,6 +84,7 @@ def _measure(config: Config, federation: Federation, net: DynamicNet) -> float:
     data = federation.train_data(client, task)
     optimizer = optimizers.build(config.train, list(net.parameters()), config.train.lr, several=True)
     name = federation.tasks[task].id
+    draw_from(net, rng.torch_stream(config.seed, "forecast"))
     times: list[float] = []
     start = time.perf_counter()
     with rng.torch_global(config.seed, "forecast"):

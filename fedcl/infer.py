@@ -6,8 +6,9 @@
 
 `prototypes` gives each task's module the means of its classes in a space that never moves: a fixed random projection of
 the input with a ReLU (RanPAC, McDonnell et al. 2023, eqs. 3-5). Hospitals send sums at the end of a task: samples and
-features per class, one second moment per task. Sums add up, so that no hospital's own need be seen, and the
-result is that of the pooled data, whatever the split between hospitals.
+features per class, one second moment per task. Sums add up, so that the result is that of the pooled data whatever the
+split between hospitals, and secure aggregation can hide each hospital's own. Without it the server sees them, and
+a sum over one sample would be that sample: a class of fewer than SMALLEST samples is withheld.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fedcl.contracts import Batch, FedclError, Memory, Params, Task
 PREFIX = "infer/"
 WIDTH = 256  # random features: 33 k numbers a task and hospital travel for the second moment
 SHRINKAGE = 0.01
+SMALLEST = 5  # samples of a class that a hospital must have to send sums of it
 TEMPERATURES = torch.logspace(-1, 1, 21)  # 0.1 … 10; the middle one is 1
 
 
@@ -88,7 +90,9 @@ def _best(nll: Tensor) -> Tensor:
 def prototypes(tasks: Sequence[Task], x: Tensor, prepared: Params) -> Tensor:
     """The task whose nearest class mean is nearest in Mahalanobis distance (Lee et al. 2018, eq. 2)."""
     points = project(x) @ prepared["whiten"]
-    return torch.stack([-torch.cdist(points, prepared[f"{task.id}.means"]).amin(1) for task in tasks], 1)
+    far = points.new_full((len(points), 1), math.inf)  # a task without any prototype is chosen last
+    distances = [torch.cat([torch.cdist(points, prepared[f"{task.id}.means"]), far], 1).amin(1) for task in tasks]
+    return -torch.stack(distances, 1)
 
 
 @lru_cache(maxsize=4)
@@ -140,7 +144,7 @@ def measure(rule: str, task: Task, batch: Batch, logits: Tensor, truth: Tensor) 
 
     Returns:
         nll [21], of the validation samples at each temperature; for prototypes also count [C], sum [C, WIDTH], and
-        outer [WIDTH (WIDTH + 1) / 2], the upper triangle of Σ φ φᵀ.
+        outer [WIDTH (WIDTH + 1) / 2], the upper triangle of Σ φ φᵀ; all without classes of too few samples.
     """
     nll = torch.stack([F.cross_entropy(logits / t, truth, reduction="sum") for t in TEMPERATURES])
     sums = {"nll": nll.cpu()}
@@ -150,22 +154,38 @@ def measure(rule: str, task: Task, batch: Batch, logits: Tensor, truth: Tensor) 
 
 
 def _moments(task: Task, batch: Batch) -> Memory:
-    features = project(batch.x)
-    onehot = F.one_hot(batch.y.cpu(), len(task.classes)).to(features.dtype)
+    onehot = F.one_hot(batch.y.cpu(), len(task.classes))
+    onehot = onehot * (onehot.sum(0) >= SMALLEST)
+    features = project(batch.x) * onehot.sum(1, keepdim=True)
+    onehot = onehot.to(features.dtype)
     upper = torch.triu_indices(WIDTH, WIDTH)
     outer = (features.T @ features)[upper[0], upper[1]]
     return {"count": onehot.sum(0), "sum": onehot.T @ features, "outer": outer}
 
 
 def merge(statistics: Params, stage: Sequence[Mapping[str, Tensor]]) -> Params:
-    """All hospitals' sums of a stage: a task met again replaces what was known of it."""
-    new: Params = {}
+    """Add all hospitals' sums of a stage; samples that are met again count again."""
+    total = dict(statistics)
     for extras in stage:
         for key, value in extras.items():
             if key.startswith(PREFIX):
                 name = key.removeprefix(PREFIX)
-                new[name] = new[name] + value if name in new else value.clone()
-    return statistics | new
+                total[name] = total[name] + value if name in total else value.clone()
+    return total
+
+
+def misfit(extras: Mapping[str, Tensor], tasks: Sequence[Task]) -> str:
+    """Why a hospital's sums cannot be added; "" if they can."""
+    sizes = {task.id: len(task.classes) for task in tasks}
+    for key, value in extras.items():
+        if key.startswith(PREFIX):
+            task, _, name = key.removeprefix(PREFIX).partition(".")
+            classes = sizes.get(task, 0)
+            shapes = {"nll": (len(TEMPERATURES),), "count": (classes,), "sum": (classes, WIDTH)}
+            shapes["outer"] = (WIDTH * (WIDTH + 1) // 2,)
+            if not classes or tuple(value.shape) != shapes.get(name):
+                return f"{key} has shape {tuple(value.shape)}, which is not that of a current task"
+    return ""
 
 
 def without(extras: Mapping[str, Tensor]) -> Params:

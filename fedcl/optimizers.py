@@ -19,9 +19,10 @@ def build(train: Train, params: list[Tensor], lr: float, several: bool = False) 
         params: what it moves.
         lr: learning rate.
         several: whether a step may leave some parameters without a gradient (several tasks at once). The fused
-            kernels, which take one pass over all parameters, want momentum for all of them or none.
+            kernels, which take one pass over all parameters, want momentum for all of them or none; so they do not
+            go with a state that is kept either, as a new task's parameters have none yet.
     """
-    fused = not several
+    fused = not several and train.reset == "round"
     if train.optimizer == "sgd":
         return torch.optim.SGD(params, lr=lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused)
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
@@ -39,9 +40,9 @@ def recall(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> 
 
 def remember(optimizer: torch.optim.Optimizer, params: Params, memory: Memory) -> Memory:
     """The memory with the optimiser's state in it, keys `optimizer/<parameter>/<moment>`."""
-    kept = {key: value for key, value in memory.items() if not key.startswith(_PREFIX)}
+    kept = dict(memory)  # also the state of what is not trained now: its task may come back
     for name, parameter in params.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                kept[f"{_PREFIX}{name}/{key}"] = value.detach().cpu()
+                kept[f"{_PREFIX}{name}/{key}"] = value.detach().clone()
     return kept

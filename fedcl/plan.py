@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fedcl import infer, rng
+from fedcl import infer, rng, scores
 from fedcl.config import Config
-from fedcl.contracts import Job, Params, Phase, Task, role
+from fedcl.contracts import Job, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
 from fedcl.methods import Combination
 from fedcl.state import Group, State
@@ -50,7 +50,8 @@ class Plan:
         if self.on_local(number):
             flags.append("consolidate")
         jobs = []
-        cohort = self._cohort(group, stage, number)
+        # Who still has to consolidate an earlier task must not move on without what it would keep.
+        cohort = [client for client in self._cohort(group, stage, number) if not state.late.get(client)]
         for client, job in self._jobs("train", state, group, stage, self.overall(stage, number), cohort):
             begin = [] if client in state.begun else ["begin"]
             jobs.append((client, replace(job, lr=self._lr(number), flags=(*flags, *begin))))
@@ -61,14 +62,25 @@ class Plan:
         overall = self.overall(stage, self.config.train.rounds - 1)
         return self._jobs("consolidate", state, group, stage, overall, clients)
 
-    def evaluation(self, group: Group, stage: int, seen: Sequence[int]) -> Jobs:
+    def evaluation(self, group: Group, stage: int) -> Jobs:
         """All modules that exist, to all clients."""
         there = {role(name) for name in group.params}
         tasks = tuple(task.id for task in self.federation.tasks if self._owner(task.id) in there)
         overall = max(self.overall(stage + 1, -1), 0)
         ready = infer.prepare(group.statistics)
-        job = Job("evaluate", stage, overall, tasks, group.params, broadcast=ready, seen=tuple(seen))
+        seen = tuple(group.seen) if stage >= 0 else tuple(range(len(self.federation.classes)))
+        job = Job("evaluate", stage, overall, tasks, group.params, broadcast=ready, seen=seen)
         return [(client, job) for client in group.clients] if tasks else []
+
+    def unfit(self, client: int, job: Job, update: Update) -> str:
+        """Why what came beside deltas cannot be used; "" if it can."""
+        asked = [task for task in self.federation.tasks if task.id in job.tasks]
+        if job.phase == "evaluate":
+            return scores.misfit(update.arrays, self.federation.members[client], asked)
+        for name, value in update.extras.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                return f"{name} holds NaN or infinity"
+        return infer.misfit(update.extras, asked)
 
     def on_local(self, number: int) -> bool:
         """Whether clients consolidate in this round, on their own models."""
@@ -96,7 +108,7 @@ class Plan:
                 arrays=shared[tasks],
                 version=state.versions.get(client, ""),
                 broadcast={} if told else group.broadcast,
-                seen=tuple(state.seen),
+                seen=tuple(group.seen),
             )
             jobs.append((client, job))
         return jobs

@@ -117,7 +117,8 @@ def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], s
     state = _checkpoint(run)
     where = f"checkpoint at stage {state.stage + 1}, round {state.round}"
     models = [Model(group.params, infer.prepare(group.statistics)) for group in state.groups]
-    return models, state.seen, where
+    seen = sorted({c for group in state.groups for c in group.seen})
+    return models, seen, where
 
 
 def _checkpoint(run: Path) -> State:

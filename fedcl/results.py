@@ -41,7 +41,7 @@ class TaskInfo(NamedTuple):
 def read_records(path: Path) -> Iterator[Record]:
     """The lines of a metrics.jsonl, of which the last may be cut short by an interruption.
 
-    A run that was resumed may hold a figure twice; `Result.load` takes the later one.
+    A run that is resumed cuts the file back to its checkpoint, so that no figure is there twice.
 
     Raises:
         ValueError: a line before the last is no record.
@@ -80,7 +80,7 @@ class Result:
     schedule: tuple[tuple[tuple[int, ...], ...], ...]  # [stage][client] → task indices, of the whole plan
     members: tuple[tuple[int, ...], ...]  # [client] → hospitals
     split: Ints  # [C, T, 3, classes] samples in train, validation and test
-    records: tuple[Record, ...]  # without repetitions
+    records: tuple[Record, ...]  # as they were written
     accuracy: Floats  # [S, T, C] the task known
     inferred: Floats  # [S, T, C] the task inferred
     balanced: Floats  # [S, T, C] mean of the classes' recalls, the task known
@@ -122,8 +122,7 @@ class Result:
             if not (run / name).is_file():
                 raise FileNotFoundError(f"{run} has no {name}: give the directory that `fedcl simulate` wrote")
         plan = json.loads((run / "federation.json").read_text(encoding="utf-8"))
-        keyed = {record[:6]: record for record in read_records(run / "metrics.jsonl")}
-        return cls(**_fields(run, plan, tuple(keyed.values())))
+        return cls(**_fields(run, plan, tuple(read_records(run / "metrics.jsonl"))))
 
 
 def _fields(run: Path, plan: dict[str, Any], records: tuple[Record, ...]) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def _weighted(values: Floats, counts: Ints) -> Floats:
 
 def _baseline(records: Sequence[Record], tasks: Sequence[TaskInfo], order: dict[str, int]) -> Floats:
     chance = np.array([1 / max(len(task.classes), 1) for task in tasks], dtype=np.float64)
-    for r in _select(records, "end", "accuracy"):
-        if r.stage == -1 and r.client is None and r.task in order:
+    for r in _select(records, "start", "accuracy"):
+        if r.client is None and r.task in order:
             chance[order[r.task]] = r.value
     return chance

@@ -45,6 +45,7 @@ class RunDir:
         self.path = path
         try:
             if fresh and path.exists():
+                _lock(path / ".lock").close()  # nobody is at work there
                 number = next(n for n in range(1, 1_000_000) if not path.with_name(f"{path.name}~{n}").exists())
                 path.rename(path.with_name(f"{path.name}~{number}"))
             path.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ class RunDir:
             raise FedclError(f"run directory {path}: {error.strerror}; choose another --output") from error
         self.started = time.monotonic()
         self.saving = 0.0  # seconds that checkpoints have cost
+        self.lost = 0  # checkpoints that were there and could not be used, where that was all of them
 
     def describe(self, config: Config, federation: dict[str, Any], rows: Iterable[tuple[Any, ...]]) -> None:
         """Write what is known before the first round: config, environment, who has what."""
@@ -97,12 +99,11 @@ class RunDir:
         own = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
         self._guard(lambda: self._replace(name, lambda file: save_file(own, file)))
 
-    def checkpoint(self, number: int, tensors: Params, state: dict[str, Any]) -> None:
-        """Save the server's state after `number` rounds; the last two checkpoints are kept."""
-        begin = time.monotonic()
-        self._metrics.flush()
+    def checkpoint(self, tensors: Params, state: dict[str, Any]) -> None:
+        """Save the server's state; the last two checkpoints are kept."""
         folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
+        self._guard(lambda: folder.mkdir(exist_ok=True))
+        number = 1 + max((int(file.stem) for file in folder.glob("*.json")), default=0)  # never a file that is in use
         file = f"checkpoint/{number:06d}.safetensors"
         self.save_tensors(file, tensors)
         manifest = {"number": number, "file": file, "sha256": _digest(self.path / file)}
@@ -111,7 +112,6 @@ class RunDir:
         for old in sorted(folder.glob("*.json"))[:-2]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)
-        self.saving += time.monotonic() - begin
 
     def restore(self, usable: Callable[[dict[str, Any]], bool]) -> tuple[Params, dict[str, Any]] | None:
         """The newest whole checkpoint, with metrics.jsonl cut back to it; None where there is none.
@@ -119,18 +119,21 @@ class RunDir:
         Args:
             usable: says of a checkpoint's state whether what it refers to (clients' memories) is there.
         """
-        for path in sorted((self.path / "checkpoint").glob("*.json"), reverse=True):
+        found = sorted((self.path / "checkpoint").glob("*.json"), reverse=True)
+        for path in found:
             try:
                 manifest = json.loads(path.read_text(encoding="utf-8"))
                 file = self.path / manifest["file"]
                 if _digest(file) != manifest["sha256"] or not usable(manifest["state"]):
-                    continue
+                    raise ValueError("damaged")
                 tensors = load_file(file)
             except (OSError, ValueError, KeyError, SafetensorError):
-                continue  # cut short: the one before it is whole
+                path.unlink(missing_ok=True)  # cut short: the one before it is whole
+                continue
             self._cut(manifest["metrics"])
             return tensors, manifest["state"]
         self._cut(0)
+        self.lost = len(found)
         return None
 
     def close(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fedcl.contracts import Params
-from fedcl.evaluate import auroc, balanced
+from fedcl.contracts import Params, Task
+from fedcl.evaluate import BINS, auroc, balanced
 
 
 def table(replies: Sequence[Params]) -> list[dict[str, Any]]:
@@ -33,6 +33,28 @@ def table(replies: Sequence[Params]) -> list[dict[str, Any]]:
     for task, (answers, scores) in pooled.items():
         rows += _rows(None, task, answers, scores)
     return rows
+
+
+def misfit(reply: Params, hospitals: Sequence[int], tasks: Sequence[Task]) -> str:
+    """Why a client's counts cannot be added; "" if they can.
+
+    Args:
+        reply: as in `table`.
+        hospitals: those that the client speaks for.
+        tasks: those that it was asked about.
+    """
+    sizes = {task.id: len(task.classes) for task in tasks}
+    names = {f"{hospital}.{task}": size for hospital in hospitals for task, size in sizes.items()}
+    for key, value in reply.items():
+        cell, _, kind = key.rpartition(".")
+        classes = names.get(cell, 0)
+        curves = classes if classes > 2 else 1
+        shape = {"answers": (classes, 3), "scores": (curves, 2, BINS)}.get(kind)
+        if not classes or tuple(value.shape) != shape or value.is_floating_point() or bool((value < 0).any()):
+            return f"{key} is no count of a task and hospital that were asked for"
+        if f"{cell}.answers" not in reply or f"{cell}.scores" not in reply or not int(reply[f"{cell}.answers"].sum()):
+            return f"{cell} has half of its counts"
+    return ""
 
 
 def _rows(client: int | None, task: str, answers: Tensor, scores: Tensor) -> list[dict[str, Any]]:

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from fedcl import infer, plugins, rng, scores
-from fedcl.collect import Collection
+from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
 from fedcl.federation import Federation
@@ -24,7 +22,10 @@ from fedcl.models import dynamic_net
 from fedcl.plan import Jobs, Plan
 from fedcl.run_dir import RunDir
 from fedcl.state import Group, State
+from fedcl.store import Store
 
+Uploads = dict[int, tuple[float, Params]]  # client → samples, what it sent
+_TRAFFIC = ("bytes_down", "bytes_up")
 _CHECKPOINT_SHARE = 0.05  # of the time, where the config does not say how often
 
 
@@ -42,7 +43,8 @@ class Server:
         ask: the clients.
         run: where results and checkpoints go.
         notify: told of every round, stage and fault.
-        flush: makes the clients of this process write their memories, before a checkpoint refers to them.
+        store: the memories of clients in this process, written just before a checkpoint names them; None where
+            clients keep their own.
         stop: asked after every round; true ends the run there, saved.
     """
 
@@ -54,12 +56,13 @@ class Server:
         ask: Ask,
         run: RunDir,
         notify: Callable[[Event], None] = lambda event: None,
-        flush: Callable[[], None] = lambda: None,
+        store: Store | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.federation, self.method = config, federation, method
         self._ask, self._run = ask, run
-        self._notify, self._flush, self._stop = notify, flush, stop
+        self._notify, self._store, self._stop = notify, store, stop
+        self._saved: list[dict[int, str]] = []  # the clients' memories that the last two checkpoints name
         self._aggregator = plugins.load("aggregators", config.federation.aggregator)()
         self._merger = plugins.load("mergers", config.federation.merger)()
         with rng.torch_global(config.seed, "init"):
@@ -80,12 +83,14 @@ class Server:
         self._notify(Event("start", self.state.stage, self.state.round, facts))
         for stage in range(self.state.stage, stages):
             self._open(stage)
+            uploads: Uploads = {}
             for number in range(self.state.round, self.config.train.rounds):
-                self._round(stage, number)
+                uploads = self._round(stage, number)
                 self.state.round = number + 1
-                self._save()
-            self._close(stage)
-            self.state.stage, self.state.round, self.state.begun, self.state.done = stage + 1, 0, [], []
+                if not self._plan.on_local(number):  # what was consolidated there is absorbed below, at once
+                    self._save()
+            self._close(stage, uploads)
+            self.state.stage, self.state.round, self.state.begun = stage + 1, 0, []
             self._save(always=True)
 
     def _start(self) -> State:
@@ -95,7 +100,7 @@ class Server:
         for group in self.state.groups:
             group.params = {name: value.detach().clone() for name, value in self._net.state_dict().items()}
         if self._net.owner("") == dynamic_net.SHARED:
-            self._evaluate(-1, range(len(self.federation.classes)))
+            self._evaluate(-1)
         return self.state
 
     def _open(self, stage: int) -> None:
@@ -106,102 +111,102 @@ class Server:
                     with rng.torch_global(self.config.seed, "init", task=task.index):
                         self._net.add_task(task.id, len(task.classes), self.config.model.expansion_units)
         fresh = self._net.state_dict()
-        met = set(self.state.seen)
         for group in self.state.groups:
             tasks = self._plan.tasks(stage, group.clients)
-            met.update(c for task in tasks for c in task.classes)
+            group.seen = sorted({c for task in tasks for c in task.classes}.union(group.seen))
             for name, value in self._plan.needed(fresh, [task.index for task in tasks]).items():
                 if name not in group.params:
                     group.params[name] = value.detach().clone()
-        self.state.seen = sorted(met)
 
-    def _round(self, stage: int, number: int) -> None:
-        """Train, collect, merge, once."""
+    def _round(self, stage: int, number: int) -> Uploads:
+        """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
         begin = time.perf_counter()
         records: list[dict[str, Any]] = []
-        totals = {"bytes_down": 0, "bytes_up": 0, "clients": 0}
+        collections: list[Collection] = []
+        uploads: Uploads = {}
         for group in self.state.groups:
-            self._catch_up(group, stage)
-            merge, uploads = Merge(self._aggregator, self._merger), []
+            self._catch_up(group)
+            merge = Merge(self._aggregator, self._merger)
             collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
+            collections.append(collection)
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
                 records += self._train_records(stage, update)
                 if update.weight > 0:
                     merge.add(update)
-                    uploads.append((update.weight, update.extras))
                     if self._plan.on_local(number):
-                        self.state.done.append(update.client)
-            collection.require(self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
+                        uploads[update.client] = (update.weight, update.extras)
             group.params, group.rules = merge.apply(group.params, group.rules)
-            if self._plan.on_local(number):
-                self._absorb(group, stage, uploads)
-            records += collection.records
-            totals["bytes_down"] += collection.bytes_down
-            totals["bytes_up"] += collection.bytes_up
-            totals["clients"] += collection.answered
-        facts = totals | {"seconds": time.perf_counter() - begin}
+        require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
+        records += [record for collection in collections for record in collection.records]
+        facts: dict[str, float] = {name: sum(getattr(c, name) for c in collections) for name in _TRAFFIC}
+        facts |= {"clients": sum(c.answered for c in collections), "seconds": time.perf_counter() - begin}
         self._log(stage, number, records + [{"phase": "train", "name": n, "value": v} for n, v in facts.items()])
         losses = [r["value"] for r in records if r["name"] == "loss"]
         accuracies = [r["value"] for r in records if (r["phase"], r["name"]) == ("validate", "accuracy")]
         self._notify(Event("round", stage, number, facts | {"loss": _mean(losses), "accuracy": _mean(accuracies)}))
+        return uploads
 
-    def _close(self, stage: int) -> None:
+    def _close(self, stage: int, local: Uploads) -> None:
         """Consolidate on the merged model, then evaluate it at every hospital."""
         for group in self.state.groups:
-            if self.config.model.gate_threshold > 0:
-                self._close_gates(group)
+            group.params = dynamic_net.close_gates(group.params, self.config.model.gate_threshold)
             if self._plan.consolidates:
                 current = [c for c in group.clients if self.federation.schedule[stage][c]]
-                waiting = [c for c in current if c not in self.state.done]
-                late = self._consolidate(group, stage, waiting)
+                behind = [c for c in current if self.state.late.get(c)]  # first things first
+                waiting = [c for c in current if c not in local and c not in behind]
+                uploads = {client: local[client] for client in group.clients if client in local}
+                uploads |= self._consolidate(group, stage, waiting)
+                late = [c for c in current if c not in uploads]
                 for client in late:
                     self.state.late.setdefault(client, []).append(stage)
                 if late:
                     group.snapshots[stage] = dict(group.params)
-        self._evaluate(stage, self.state.seen)
+                self._absorb(group, stage, uploads)
+        self._evaluate(stage)
 
-    def _consolidate(self, group: Group, stage: int, clients: Sequence[int]) -> list[int]:
-        """Let clients keep what their method keeps of the stage's task; returns those that did not answer."""
+    def _consolidate(self, group: Group, stage: int, clients: Sequence[int]) -> Uploads:
+        """Let clients keep what their method keeps of the stage's task; returns what those that answered sent."""
         last = self.config.train.rounds - 1
         jobs = self._plan.consolidation(self.state, group, stage, clients)
         collection = self._collection(jobs, stage, last)
-        uploads = []
+        uploads: Uploads = {}
         for update in collection.updates(self._ask, self.config.federation.timeout):
             self._accept(group, update)
-            uploads.append((update.weight, update.extras))
-            clients = [client for client in clients if client != update.client]
-        self._absorb(group, stage, uploads)
+            uploads[update.client] = (update.weight, update.extras)
         self._log(stage, last, collection.records + _traffic("consolidate", [collection]))
-        return list(clients)
+        return uploads
 
-    def _catch_up(self, group: Group, stage: int) -> None:
-        """Clients that missed a consolidation do it now, on the model of that stage, before they train again."""
-        for past in sorted({s for c in group.clients for s in self.state.late.get(c, [])}):
-            clients = [c for c in group.clients if past in self.state.late.get(c, [])]
+    def _catch_up(self, group: Group) -> None:
+        """Clients that missed consolidations do them now, in order, each on the model of its stage.
+
+        Their sums for inferring the task are added; what a method folds once a stage went on without them.
+        """
+        for past in sorted(group.snapshots):
+            clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
             then = replace(group, params=group.snapshots[past])
-            late = self._consolidate(then, past, clients)
-            group.method, group.broadcast, group.statistics = then.method, then.broadcast, then.statistics
-            group.broadcast_at = then.broadcast_at
-            for client in set(clients) - set(late):
+            uploads = self._consolidate(then, past, clients)
+            group.statistics = infer.merge(group.statistics, [extras for _, extras in uploads.values()])
+            for client in uploads:
                 self.state.late[client].remove(past)
-            if not late:
+            if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
 
-    def _absorb(self, group: Group, stage: int, uploads: list[tuple[float, Params]]) -> None:
-        """What consolidation sent: sums for inferring the task, and uploads of the method."""
-        group.statistics = infer.merge(group.statistics, [extras for _, extras in uploads])
-        if "server" in self.method.hooks():
-            own = [(weight, infer.without(extras)) for weight, extras in uploads]
+    def _absorb(self, group: Group, stage: int, uploads: Uploads) -> None:
+        """What a stage's consolidation sent: sums for inferring the task, and uploads of the method."""
+        sent = [uploads[client] for client in sorted(uploads)]
+        group.statistics = infer.merge(group.statistics, [extras for _, extras in sent])
+        if "server" in self.method.hooks() and sent:
+            own = [(weight, infer.without(extras)) for weight, extras in sent]
             group.method, group.broadcast = self.method.server(group.params, group.method, own)
-            group.broadcast_at = max(stage, group.broadcast_at + 1)
+            group.broadcast_at = stage
 
-    def _evaluate(self, stage: int, seen: Sequence[int]) -> None:
+    def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
         last = self.config.train.rounds - 1
         collections, replies = [], []
         for group in self.state.groups:
-            collection = self._collection(self._plan.evaluation(group, stage, seen), stage, last)
+            collection = self._collection(self._plan.evaluation(group, stage), stage, last)
             replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
             collections.append(collection)
         table = scores.table(replies)
@@ -211,15 +216,9 @@ class Server:
         records += _traffic("evaluate", collections)
         records.append({"phase": "model", "name": "parameters", "value": sum(sizes.values())})
         records += [{"phase": "model", "task": t, "name": "parameters", "value": n} for t, n in sizes.items()]
-        self._log(max(stage, -1), last if stage >= 0 else 0, records)
+        self._log(stage, last, records)
         pooled = {(row["task"], row["name"]): row["value"] for row in table if row["client"] is None}
         self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
-
-    def _close_gates(self, group: Group) -> None:
-        """Switch off for good the units whose gate is nearly shut; the mask is the server's to decide."""
-        for name in [n for n in group.params if n.startswith("gates.") and n.endswith(".mask")]:
-            gate = torch.sigmoid(group.params[name.removesuffix("mask") + "logits"])
-            group.params[name] = group.params[name] * (gate >= self.config.model.gate_threshold)
 
     def _collection(self, jobs: Jobs, stage: int, number: int) -> Collection:
         parameters = {name for name, _ in self._net.named_parameters()}
@@ -233,7 +232,7 @@ class Server:
         def on_fault(client: int, what: str, why: str) -> None:
             self._notify(Event("fault", stage, number, {"client": client, "what": what, "why": why}))
 
-        return Collection(jobs, expected, on_fault)
+        return Collection(jobs, expected, on_fault, self._plan.unfit)
 
     def _accept(self, group: Group, update: Update) -> None:
         """Note what a valid answer means for the client's memory."""
@@ -244,8 +243,11 @@ class Server:
 
     def _train_records(self, stage: int, update: Update) -> list[dict[str, Any]]:
         """An update's metrics: `validate/…` and `local/…` are about a hospital and its task."""
-        tasks = self._plan.tasks(stage, [update.client])
-        about = {"client": self.federation.members[update.client][0], "task": tasks[0].id}
+        tasks, hospitals = self._plan.tasks(stage, [update.client]), self.federation.members[update.client]
+        about = {
+            "client": hospitals[0] if len(hospitals) == 1 else None,  # pooled data are nobody's in particular
+            "task": tasks[0].id if len(tasks) == 1 else None,
+        }
         records = []
         for name, value in update.metrics.items():
             phase, _, short = name.rpartition("/")
@@ -256,14 +258,19 @@ class Server:
     def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""
         run, every = self._run, self.config.run.checkpoint_every
+        begin = time.monotonic()
         overall = self._plan.overall(self.state.stage, self.state.round)
-        elapsed = time.monotonic() - run.started
-        due = overall % every == 0 if every else run.saving <= _CHECKPOINT_SHARE * elapsed
+        due = overall % every == 0 if every else run.saving <= _CHECKPOINT_SHARE * (begin - run.started)
         stop = self._stop()
         if due or always or stop:
-            self._flush()
+            if self._store:
+                self._store.write(self.state.versions)
             tensors, plain = self.state.pack()
-            run.checkpoint(overall, tensors, plain | {"seconds": self.state.seconds + elapsed})
+            run.checkpoint(tensors, plain | {"seconds": self.state.seconds + begin - run.started})
+            self._saved = [*self._saved[-1:], dict(self.state.versions)]
+            if self._store and len(self._saved) == 2:  # with one, an earlier checkpoint may still name others
+                self._store.prune(self._saved)
+            run.saving += time.monotonic() - begin
         if stop:
             raise Interrupted
 
@@ -278,10 +285,7 @@ class Server:
 
 
 def _traffic(phase: str, collections: Sequence[Collection]) -> list[dict[str, Any]]:
-    return [
-        {"phase": phase, "name": name, "value": sum(getattr(c, name) for c in collections)}
-        for name in ("bytes_down", "bytes_up")
-    ]
+    return [{"phase": phase, "name": name, "value": sum(getattr(c, name) for c in collections)} for name in _TRAFFIC]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from fedcl import defaults, finish, infer, methods, plugins, report, run_dir
+from fedcl import augment, defaults, finish, infer, methods, plugins, report, rng, run_dir
 from fedcl import federation as federations
 from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
 from fedcl.federation import Federation
+from fedcl.models import dynamic_net
 from fedcl.results import Result
 from fedcl.run_dir import RunDir
 from fedcl.server import Interrupted, Server
@@ -47,11 +50,16 @@ def simulate(
         FedclError: something that the user can mend; what was done until then is saved.
         Interrupted: Ctrl-C; the round was finished and saved, and the same call goes on from there.
     """
+    if samples is not None:
+        config = _identified(config, samples)
+    elif config.data.fingerprint:
+        raise FedclError("data.fingerprint: this run's data were handed in from Python; hand them in again")
     check(config)
     config = defaults.fill(config)
     if not fresh and run_dir.is_finished(config.directory(), config):
         return Result.load(config.directory())
-    federation = federations.build(config, samples)  # before anything is written
+    federation = federations.build(config, samples)
+    _probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
         with _threads(config.run.threads), _polite_interrupt(notify) as stop:
@@ -63,10 +71,32 @@ def simulate(
 
 def check(config: Config) -> None:
     """Raise FedclError for what the config's own types cannot see: plug-ins' names and options."""
-    methods.build(config)
-    for kind, name in (("aggregators", config.federation.aggregator), ("mergers", config.federation.merger)):
-        plugins.load(kind, name)
+    try:
+        methods.build(config)
+        for kind, name in (("aggregators", config.federation.aggregator), ("mergers", config.federation.merger)):
+            plugins.load(kind, name)
+        plugins.check("models", config.model.name)
+    except plugins.UnknownPlugin as error:
+        raise FedclError(str(error)) from error
     infer.resolve(config.model.infer)
+
+
+def _probe(config: Config, federation: Federation) -> None:
+    """Build once what clients and server will build, so that a bad option ends the run before it begins."""
+    augment.build(config.data.augment)
+    with rng.torch_global(config.seed, "init"):
+        net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+    if config.model.weights:
+        dynamic_net.load_weights(net, config.model.weights)
+
+
+def _identified(config: Config, samples: Samples) -> Config:
+    """The config with a fingerprint of the data, so that other data are another run."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (samples.x, samples.y, samples.site, samples.split):
+        if part is not None:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": digest.hexdigest()})})
 
 
 def _run(
@@ -82,13 +112,17 @@ def _run(
     client = Client(config, federation, method, store)
     saved = run.restore(usable=lambda state: _has_memories(store, State.unpack({}, state)))
     state = State.unpack(*saved) if saved else None
+    if run.lost:
+        notify(
+            Event("notice", 0, 0, {"text": f"no checkpoint of {run.path} is whole: the run starts from its beginning"})
+        )
     if state is None:
         run.describe(config, federation.describe() | {"method": method.conventions()}, federation.rows())
     before = state.seconds if state else 0.0
     clients = len(federation.members)
 
     def serve(ask: Ask) -> None:
-        server = Server(config, federation, method, ask, run, notify, store.flush, stop)
+        server = Server(config, federation, method, ask, run, notify, store, stop)
         facts: dict[str, Any] = {"rounds": config.train.rounds * len(federation.schedule), "before": before}
         run.status("running", **facts)
         try:

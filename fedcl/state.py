@@ -19,6 +19,7 @@ class Group:
     broadcast: Memory = field(default_factory=dict)  # what it last said …
     broadcast_at: int = -1  # … and in which stage
     statistics: Params = field(default_factory=dict)  # of features, for inferring the task
+    seen: list[int] = field(default_factory=list)  # global class ids met so far, sorted
     snapshots: dict[int, Params] = field(default_factory=dict)  # stage → merged model, while somebody still needs it
 
 
@@ -29,11 +30,9 @@ class State:
     groups: list[Group]
     stage: int = 0
     round: int = 0  # of the stage; all rounds done means that the stage is to be closed
-    seen: list[int] = field(default_factory=list)  # global class ids met so far, sorted
     versions: dict[int, str] = field(default_factory=dict)  # client → its memory's version
     told: dict[int, int] = field(default_factory=dict)  # client → stage of the last broadcast it has
     begun: list[int] = field(default_factory=list)  # clients that have begun this stage
-    done: list[int] = field(default_factory=list)  # clients that have consolidated this stage already
     late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
     seconds: float = 0.0  # of earlier sittings
 
@@ -48,13 +47,13 @@ class State:
             for store, content in stores.items():
                 tensors |= {f"{index}|{store}|{name}": value for name, value in content.items()}
         plain = {name: value for name, value in vars(self).items() if name != "groups"}
-        plain["groups"] = [{"clients": g.clients, "broadcast_at": g.broadcast_at} for g in self.groups]
+        plain["groups"] = [{"clients": g.clients, "broadcast_at": g.broadcast_at, "seen": g.seen} for g in self.groups]
         return tensors, plain
 
     @classmethod
     def unpack(cls, tensors: Params, plain: dict[str, Any]) -> State:
         """The reverse of `pack`."""
-        groups = [Group(tuple(g["clients"]), broadcast_at=g["broadcast_at"]) for g in plain["groups"]]
+        groups = [Group(tuple(g["clients"]), broadcast_at=g["broadcast_at"], seen=g["seen"]) for g in plain["groups"]]
         for key, value in tensors.items():
             index, store, name = key.split("|", 2)
             group = groups[int(index)]

@@ -1,4 +1,4 @@
-"""The client store: all that a hospital's method and optimiser remember, by version, the last two kept.
+"""The client store: all that a hospital's method and optimiser remember, by version.
 
 A version is named by the job that left it ("<stage>-<round>-<phase>"). A Job says which one to start from, so that a
 retry, a late answer that the server dropped, or a resumed run never counts a sample twice.
@@ -7,28 +7,28 @@ retry, a late answer that the server dropped, or a resumed run never counts a sa
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedcl.contracts import FedclError, Memory
-
-_KEEP = 2
 
 
 class Store:
     """Memories of the clients of one process: a cache before the folder `root/<client>/<version>.safetensors`.
 
+    In memory it keeps what the last Job started from and what came of it; on disk, what checkpoints name.
+
     Args:
         root: the folder; None keeps everything in memory only.
-        write_through: whether `save` also writes; otherwise `flush` does, together with the server's checkpoint.
     """
 
-    def __init__(self, root: Path | None = None, write_through: bool = False) -> None:
+    def __init__(self, root: Path | None = None) -> None:
         self._root = root
-        self._write_through = write_through
         self._cache: dict[int, dict[str, Memory]] = {}
-        self._written: dict[int, list[str]] = {}
+        self._written: set[tuple[int, str]] = set()
 
     def load(self, client: int, version: str) -> Memory:
         """The memory of that version; "" is an empty one.
@@ -38,49 +38,58 @@ class Store:
         """
         if not version:
             return {}
-        cached = self._cache.get(client, {})
+        cached = self._cache.setdefault(client, {})
         if version not in cached:
-            cached = self._cache.setdefault(client, {})
             cached[version] = self._read(client, version)
         return dict(cached[version])
 
-    def save(self, client: int, version: str, memory: Memory) -> None:
-        """Keep a version, and the one before it."""
+    def save(self, client: int, version: str, memory: Memory, start: str) -> None:
+        """Keep what came of a Job, and what it started from: the answer may never be accepted."""
         versions = self._cache.setdefault(client, {})
-        versions.pop(version, None)
-        versions[version] = memory
-        for old in list(versions)[:-_KEEP]:
-            del versions[old]
-        if self._write_through:
-            self.flush()
+        before = {start: versions[start]} if start in versions else {}
+        self._cache[client] = before | {version: memory}
+        self._written.discard((client, version))
 
-    def flush(self) -> None:
-        """Write the newest version of each client where it is not on disk yet; drop all but the last two files."""
+    def write(self, versions: Mapping[int, str]) -> None:
+        """Put these versions on disk, where they are not yet: a checkpoint is about to name them.
+
+        Raises:
+            FedclError: there is no room, or the folder cannot be written.
+        """
         if self._root is None:
             return
-        for client, versions in self._cache.items():
-            newest = list(versions)[-1]
-            written = self._written.setdefault(client, [])
-            if newest in written[-1:]:
+        for client, version in versions.items():
+            if not version or (client, version) in self._written:
                 continue
+            tensors = {name: value.detach().cpu().clone() for name, value in self.load(client, version).items()}
             folder = self._root / str(client)
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".{newest}.tmp"
-            save_file({name: value.contiguous() for name, value in versions[newest].items()}, temporary)
-            os.replace(temporary, folder / f"{newest}.safetensors")
-            written.append(newest)
-            keep = set(written[-_KEEP:])
-            for file in folder.glob("*.safetensors"):
-                if file.stem not in keep:
-                    file.unlink()
+            temporary = folder / f".{version}.tmp"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, temporary)
+                os.replace(temporary, folder / f"{version}.safetensors")
+            except (OSError, SafetensorError) as error:
+                if temporary.is_file():
+                    temporary.unlink()
+                raise FedclError(
+                    f"cannot write client memory to {folder}: {error}; make room, then the same command goes on"
+                ) from error
+            self._written.add((client, version))
+
+    def prune(self, kept: Sequence[Mapping[int, str]]) -> None:
+        """Delete the files of versions that none of these checkpoints names."""
+        if self._root is None:
+            return
+        named = {(client, version) for versions in kept for client, version in versions.items()}
+        for client, version in self._written - named:
+            (self._root / str(client) / f"{version}.safetensors").unlink(missing_ok=True)
+        self._written &= named
 
     def forget(self) -> None:
-        """Drop what is cached and not written: the next `load` reads the folder, as after a restart."""
+        """Drop what is cached: the next `load` reads the folder, as after a restart."""
         self._cache.clear()
-        self._written = {}
-        if self._root is not None:
-            for file in sorted(self._root.glob("*/*.safetensors"), key=lambda file: file.stat().st_mtime_ns):
-                self._written.setdefault(int(file.parent.name), []).append(file.stem)
+        files = self._root.glob("*/*.safetensors") if self._root is not None else ()
+        self._written = {(int(file.parent.name), file.stem) for file in files}
 
     def _read(self, client: int, version: str) -> Memory:
         if self._root is not None:
@@ -88,6 +97,7 @@ class Store:
             if path.exists():
                 try:
                     return load_file(path)
-                except Exception as error:
+                except (OSError, SafetensorError) as error:
+                    self._written.discard((client, version))
                     raise FedclError(f"client memory {path} is damaged ({error}); start anew with --fresh") from error
         raise FedclError(f"client {client} has no memory of version {version!r}; start anew with --fresh")

@@ -75,6 +75,8 @@ def schedule(stream: Stream, tasks: int, clients: int, seed: int) -> Schedule:
     Raises:
         FedclError: a table of the wrong size or with unknown tasks, or a delay that leaves stages empty.
     """
+    if stream.table and stream.schedule != "table":
+        raise FedclError("stream.table is given, but stream.schedule is not 'table'; set it, or leave the table out")
     if stream.schedule == "table":
         return _table(stream.table, tasks, clients)
     if stream.schedule == "staggered":

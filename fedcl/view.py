@@ -68,7 +68,7 @@ class View:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         known = {"start": self._start, "round": self._round, "stage": self._close, "fault": self._fault}
-        known["stop"] = self._stop
+        known |= {"stop": self._stop, "notice": self._notice}
         if event.kind in known:
             known[event.kind](event)
 
@@ -111,6 +111,9 @@ class View:
         text += f"; {faults} faults" if faults else ""
         self._accuracy = math.nan
         self._say(f"{self._where()}: {text}{self._left()}")
+
+    def _notice(self, event: Event) -> None:
+        self._say(event.facts["text"])
 
     def _stop(self, event: Event) -> None:
         self._say("stopping: the round ends, then all is saved; Ctrl-C again stops at once")

@@ -52,12 +52,12 @@ def assert_same(one: Result, two: Result) -> None:
     assert numbers(one) == numbers(two)
 
 
-def stop_after(monkeypatch: Any, rounds: int) -> None:
-    """Ask the server to stop after so many rounds, as Ctrl-C does."""
+def stop_after(monkeypatch: Any, saves: int) -> None:
+    """Ask the server to stop where it could save for the n-th time (after a round, after a stage), as Ctrl-C does."""
     saved, count = Server._save, iter(range(1_000))
 
     def save(self: Server, always: bool = False) -> None:
-        self._stop = lambda: not always and next(count) + 1 == rounds
+        self._stop = lambda: next(count) + 1 == saves
         saved(self, always)
 
     monkeypatch.setattr(Server, "_save", save)

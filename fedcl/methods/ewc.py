@@ -36,7 +36,7 @@ class EWC(Method):
         samples: at most this many of a task's training samples measure the Fisher; 0 takes all.
     """
 
-    strength: float = 1e4
+    strength: float = 2e4
     kind: Literal["exact", "sampled", "empirical"] = "exact"
     form: Literal["merged", "separate", "online"] = "merged"
     gamma: float = 1.0
@@ -47,6 +47,8 @@ class EWC(Method):
     def __post_init__(self) -> None:
         if self.strength < 0:
             raise ValueError(f"strength = {self.strength} must be ≥ 0")
+        if self.samples < 0:
+            raise ValueError(f"samples = {self.samples} must be ≥ 0; 0 takes all")
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma = {self.gamma} must be in (0, 1]")
         hints = get_type_hints(type(self))
@@ -58,8 +60,13 @@ class EWC(Method):
 
     def conventions(self) -> dict[str, object]:
         """λ means nothing without these."""
-        n = f"≤ {self.samples}" if self.samples else "all"
-        return {"fisher_kind": self.kind, "reduction": "mean over samples", "half": True, "n": n}
+        facts: dict[str, object] = {
+            "fisher_kind": self.kind,
+            "reduction": "mean over samples",
+            "factor": 0.5,
+            "form": self.form,
+        }
+        return facts | {"step": self.step, "share": self.share, "gamma": self.gamma, "samples_at_most": self.samples}
 
     def hooks(self) -> frozenset[str]:
         """Only the one of `penalty` and `edit_update` that `step` asks for; neither at λ = 0."""
@@ -71,15 +78,15 @@ class EWC(Method):
 
     def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
         """(λ/2) Σ_k Σ_i F^k_i (θ_i − θ^k_i)², a 0-d tensor."""
-        total = torch.zeros(())
-        for name, importance, anchor in self._quadratics(memory):
+        total = next(iter(params.values())).new_zeros(())
+        for name, importance, anchor in self._quadratics(params, memory):
             total = total + (importance * (params[name] - anchor).square()).sum()
         return 0.5 * self.strength * total
 
     def edit_update(self, ctx: Context, before: Params, after: Params, memory: Memory) -> tuple[Params, Memory]:
         """The proximal step θ ← (θ + ηλ ΣF θ*) / (1 + ηλ ΣF), elementwise."""
         edited = dict(after)
-        for name, importance, anchor in self._quadratics(memory):
+        for name, importance, anchor in self._quadratics(after, memory):
             pull = importance * (ctx.lr * self.strength)
             if self.form == "separate":
                 numerator = after[name] + (pull * anchor).sum(0)
@@ -100,7 +107,7 @@ class EWC(Method):
         anchors = {name: params[name].detach().clone() for name in names}
         if self.share == "sum":
             return memory | {f"new/{name}": value for name, value in new.items()}
-        return self._fold(memory, new, anchors, slots=ctx.stages)
+        return self._fold(memory, new, anchors, slots=ctx.slots)
 
     def measure(self, ctx: Context, params: Params, names: Sequence[str], data: Batch) -> Params:
         """The Fisher diagonal of the named parameters, one tensor of a parameter's shape each."""
@@ -136,11 +143,11 @@ class EWC(Method):
         """Take over what all hospitals' Fishers became."""
         return dict(broadcast)
 
-    def _quadratics(self, memory: Memory) -> list[tuple[str, Tensor, Tensor]]:
-        """(name, F, θ*) to penalise with; a leading axis of stages in the separate form."""
+    def _quadratics(self, params: Params, memory: Memory) -> list[tuple[str, Tensor, Tensor]]:
+        """(name, F, θ*) for each parameter that may move; a leading axis of consolidations in the separate form."""
         # Schwarz et al. weigh the running Fisher by γ once more when the next task begins.
         scale = self.gamma if self.form == "online" else 1.0
-        names = [key.removeprefix("fisher/") for key in memory if key.startswith("fisher/")]
+        names = [name for name in params if f"fisher/{name}" in memory]
         return [(name, memory[f"fisher/{name}"] * scale, memory[f"anchor/{name}"]) for name in names]
 
     def _fold(self, memory: Memory, new: Params, anchors: Params, slots: int) -> Memory:
@@ -167,11 +174,11 @@ class EWC(Method):
         self, memory: Memory, name: str, importance: Tensor, anchor: Tensor, slots: int
     ) -> tuple[Tensor, Tensor]:
         """One more quadratic in padded stacks [stages, *shape]: an unused slot has F = 0 and pulls nowhere."""
-        slot = int(memory.get("count", torch.zeros(())))
+        slot = int(memory.get("count", torch.zeros(())))  # on the host: consolidation, not a step
         stacks = []
         for key, value in ((f"fisher/{name}", importance), (f"anchor/{name}", anchor)):
             stack = memory.get(key)
-            stack = torch.zeros(slots, *value.shape) if stack is None else stack.clone()
+            stack = value.new_zeros(slots, *value.shape) if stack is None else stack.clone()
             stack[slot] = value
             stacks.append(stack)
         return stacks[0], stacks[1]

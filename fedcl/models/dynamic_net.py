@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -24,7 +24,7 @@ from fedcl.config import Model
 from fedcl.contracts import FedclError, role
 from fedcl.models._weights import load_weights
 
-__all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "build", "load_weights"]
+__all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "build", "close_gates", "load_weights"]
 
 SHARED = "shared"  # the name of the head that all tasks use
 OPEN = 2.0  # a new gate's logit: σ(2) = 0.88 lets nearly all through and still has a slope
@@ -47,16 +47,20 @@ class Gate(nn.Module):
         """Activations x [..., units] → the same, gated."""
         return x * (torch.sigmoid(self.logits) * self.mask)
 
-    @torch.no_grad()
-    def close(self, threshold: float) -> int:
-        """Switch off for good the units with σ(logit) < threshold; say how many are newly off.
 
-        Args:
-            threshold: in [0, 1); 0 closes none, typically 0.05 to 0.5.
-        """
-        before = int(self.mask.sum())
-        self.mask *= torch.sigmoid(self.logits) >= threshold
-        return before - int(self.mask.sum())
+def close_gates(params: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Switch off for good the units whose gate is nearly shut: mask ← mask · [σ(logit) ≥ threshold].
+
+    Args:
+        params: all of a net's, by name; those of gates are `gates.<task>.logits` and `.mask`.
+        threshold: in [0, 1); 0 closes none, typically 0.05 to 0.5. A new gate is at 0.88.
+    """
+    closed = dict(params)
+    for name in params:
+        if threshold > 0 and name.startswith("gates.") and name.endswith(".mask"):
+            gate = torch.sigmoid(params[name.removesuffix("mask") + "logits"])
+            closed[name] = params[name] * (gate >= threshold)
+    return closed
 
 
 class TaskModule(nn.Module):

@@ -39,24 +39,26 @@ class Exchange:
         encoded: dict[int, ArrayRecord] = {}  # one encoding for all clients that get the same arrays
         messages = []
         for client, job in jobs:
-            key = id(job.arrays)
-            if key not in encoded:
-                encoded[key] = wire.encode_arrays(job.arrays)
-            content = wire.encode_job(job, encoded[key])
+            for arrays in (job.arrays, job.broadcast):
+                if id(arrays) not in encoded:
+                    encoded[id(arrays)] = wire.encode_arrays(arrays)
+            content = wire.encode_job(job, encoded[id(job.arrays)], encoded[id(job.broadcast)])
             messages.append(Message(content, self._nodes[client], _TYPES[job.phase], group_id=str(job.round)))
         identities = list(self._grid.push_messages(messages))
         end = time.monotonic() + timeout
-        arrived: dict[str, Message] = {}
+        arrived: dict[str, Message] = {}  # out of turn
+        answered: set[str] = set()
         for (client, _), identity, message in zip(jobs, identities, messages, strict=True):
             while identity not in arrived and time.monotonic() < end:
-                waiting = [other for other in identities if other not in arrived]
+                waiting = [other for other in identities if other not in arrived and other not in answered]
                 replies = list(self._grid.pull_messages(waiting))
                 for reply in replies:
-                    arrived.setdefault(reply.metadata.reply_to_message_id, reply)
+                    if (to := reply.metadata.reply_to_message_id) not in answered:
+                        arrived.setdefault(to, reply)
                 if not replies:
                     time.sleep(self._poll)
-            yield self._read(client, message, arrived.get(identity), timeout)
-            arrived[identity] = message  # answered: hold no payload longer than needed
+            yield self._read(client, message, arrived.pop(identity, None), timeout)
+            answered.add(identity)
 
     def _read(self, client: int, sent: Message, reply: Message | None, timeout: float) -> Answer:
         down = wire.size(sent.content)

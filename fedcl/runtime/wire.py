@@ -88,8 +88,8 @@ def decode_arrays(record: ArrayRecord) -> Params:
     return {name: decode_array(array) for name, array in record.items()}
 
 
-def encode_job(job: Job, arrays: ArrayRecord | None = None) -> RecordDict:
-    """A Job as a message's content; `arrays`, where given, is the ready encoding of `job.arrays`."""
+def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayRecord | None = None) -> RecordDict:
+    """A Job as a message's content; `arrays` and `broadcast`, where given, are ready encodings of the Job's."""
     head = {
         "phase": job.phase,
         "stage": job.stage,
@@ -103,7 +103,7 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None) -> RecordDict:
     content = RecordDict({"job": ConfigRecord({"json": json.dumps(head)})})
     content["arrays"] = encode_arrays(job.arrays) if arrays is None else arrays
     if job.broadcast:
-        content["broadcast"] = encode_arrays(job.broadcast)
+        content["broadcast"] = encode_arrays(job.broadcast) if broadcast is None else broadcast
     return content
 
 

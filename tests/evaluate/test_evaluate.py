@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from fedcl import evaluate, scores
+from fedcl import evaluate, infer, scores
 from fedcl.contracts import Batch, Task
 
 
@@ -58,7 +58,35 @@ def test_against_scikit_learn():
         p = logits.softmax(1).numpy()
         many = {"multi_class": "ovr"} if len(task.classes) > 2 else {}
         area = roc_auc_score(local, p if many else p[:, 1], **many)
-        assert evaluate.auroc(histogram) == pytest.approx(area, abs=2e-3)  # bins of 0.125 in log-odds
+        assert evaluate.auroc(histogram) == pytest.approx(area, abs=2e-3)  # bins of 0.06 in asinh(log-odds)
+
+
+def test_auroc_of_a_net_that_is_sure_of_itself():
+    x, y = _scored()
+    counted, data = _count(50 * x, y)
+    for task, batch in data:
+        logits, areas = 50 * batch.x[:, list(task.classes)].double(), []
+        for place, label in enumerate(task.classes):  # beyond the precision of p, ranks follow the log-odds
+            others = [other for other in range(len(task.classes)) if other != place]
+            odds = logits[:, place] - logits[:, others].logsumexp(1)
+            areas.append(roc_auc_score((batch.y == label).numpy(), odds.numpy()))
+        assert evaluate.auroc(counted[task.id][1]) == pytest.approx(sum(areas) / len(areas), abs=5e-3)
+
+
+def test_everything_ends_on_the_host(monkeypatch):
+    """Shapes and devices of a GPU run, without a GPU: tensors that only say where they would be."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        data = [
+            (task, Batch(torch.zeros(4, 5, device="cuda"), torch.full((4,), task.classes[0], device="cuda")))
+            for task in TASKS
+        ]
+        monkeypatch.setattr(infer, "_projection", lambda inputs: torch.zeros(inputs, infer.WIDTH))
+        prepared = {"whiten": torch.eye(infer.WIDTH)} | {f"{t.id}.means": torch.zeros(2, infer.WIDTH) for t in TASKS}
+        for rule in ("prototypes", "entropy"):
+            counted = evaluate.count(Fixed(TASKS), TASKS, range(5), data, rule, prepared)
+            assert all(value.device.type == "cpu" for pair in counted.values() for value in pair)
 
 
 def test_inferred_answers_are_about_the_global_class():

@@ -93,10 +93,36 @@ def test_temperature_calibrates_an_overconfident_module():
     assert infer.predict("confidence", TASKS, sure, torch.zeros(1, 4), prepared).item() == 3
 
 
-def test_a_task_learned_again_replaces_what_was_known_of_it():
+def test_hospitals_that_meet_a_task_later_add_to_it():
     first, second = _measure(TASKS[0], _data(TASKS[0], 30, 1)), _measure(TASKS[0], _data(TASKS[0], 50, 2))
     statistics = infer.merge(infer.merge({}, [first]), [second])
-    assert statistics["t0.count"].sum().item() == 50
+    assert statistics["t0.count"].sum().item() == 80
+
+
+def test_no_sum_is_sent_over_too_few_samples():
+    """A sum over one sample would be that sample: 256 features of 20 values can be turned around."""
+    y = torch.tensor([0] * 4 + [1] * 6)
+    x = torch.randn(10, 20, generator=torch.Generator().manual_seed(0))
+    sent = _measure(TASKS[0], Batch(x, y))
+    assert sent["infer/t0.count"].tolist() == [0, 6]
+    assert not sent["infer/t0.sum"][0].any()
+    alone = _measure(TASKS[0], Batch(x[4:], y[4:]))
+    torch.testing.assert_close(sent["infer/t0.outer"], alone["infer/t0.outer"])
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"infer/t0.sum": torch.zeros(2, 3)}, False),
+        ({"infer/t9.nll": torch.zeros(21)}, False),
+        ({"infer/t0.magic": torch.zeros(1)}, False),
+        ({"ewc/new/trunk.w": torch.zeros(7)}, True),
+    ],
+)
+def test_sums_of_another_shape_are_refused(change, fits):
+    sent = _measure(TASKS[0], _data(TASKS[0], 30, 1)) | change
+    assert (infer.misfit(sent, TASKS) == "") == fits
 
 
 def test_unknown_rule():

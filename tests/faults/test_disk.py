@@ -70,6 +70,22 @@ def test_a_damaged_client_memory_falls_back_too(run, small, tmp_path, monkeypatc
     assert_same(whole, simulate(config))
 
 
+def test_other_data_handed_in_are_another_run(small, tmp_path):
+    import numpy as np
+
+    from fedcl.contracts import Samples
+
+    def samples(seed):
+        x = np.random.default_rng(seed).normal(size=(120, 6)).astype(np.float32)
+        return Samples(x, np.arange(120) % 6, tuple("abcdef"))
+
+    config = small(run={"output": str(tmp_path / "run")})
+    first = simulate(config, samples(0))
+    assert simulate(config, samples(0)).metrics == pytest.approx(first.metrics, nan_ok=True)
+    with pytest.raises(FedclError, match="another config"):
+        simulate(config, samples(1))
+
+
 def test_a_directory_of_another_config_is_refused(run, small, tmp_path):
     run("run")
     with pytest.raises(FedclError, match="another config"):

@@ -132,3 +132,88 @@ def test_a_missed_consolidation_is_made_up_before_the_next_training(run, monkeyp
     for name, value in model(whole).items():
         if not name.startswith("infer."):
             assert torch.equal(value, model(late)[name]), name
+
+
+def test_who_is_late_consolidates_in_order_and_does_not_train_before(run, monkeypatch):
+    """Client 1 fails at the end of t0 and in the next two attempts; it sits out until it has made up for it."""
+    honest, seen, failures = client.Client.run, [], 3
+
+    def flaky(self, index, job):
+        nonlocal failures
+        if index == 1 and job.phase == "consolidate" and failures:
+            failures -= 1
+            raise RuntimeError("away")
+        if index == 1:
+            seen.append((job.phase, job.stage))
+        return honest(self, index, job)
+
+    monkeypatch.setattr(client.Client, "run", flaky)
+    result = run("run")
+    consolidated = [stage for phase, stage in seen if phase == "consolidate"]
+    assert consolidated == sorted(consolidated) == [0, 1, 2]
+    first = seen.index(("consolidate", 0))
+    assert ("train", 1) not in seen[:first]
+    faults = [record for record in result.records if record.phase == "fault"]
+    assert len(faults) == 3
+    assert {(fault.client, fault.name) for fault in faults} == {(1, "missing")}
+
+
+EXTRAS = {
+    "NaN": ({"ewc/new/trunk.layers.0.bias": torch.full((16,), math.nan)}, "NaN"),
+    "shape": ({"infer/t0.sum": torch.zeros(3, 3)}, "shape"),
+    "another task": ({"infer/t2.nll": torch.zeros(21)}, "shape"),
+}
+
+
+@pytest.mark.parametrize("what", EXTRAS)
+def test_what_consolidation_sends_is_checked_too(run, monkeypatch, what):
+    change, why = EXTRAS[what]
+    honest = client.Client.run
+
+    def run_client(self, index, job):
+        update = honest(self, index, job)
+        if index == 1 and job.phase == "consolidate" and job.stage == 0:
+            return dataclasses.replace(update, extras=update.extras | change)
+        return update
+
+    monkeypatch.setattr(client.Client, "run", run_client)
+    result = run("run", methods={"ewc": {"share": "sum"}})
+    notes = [record.note for record in result.records if record.phase == "fault"]
+    assert notes
+    assert all(why in note for note in notes)
+    assert result.accuracy.shape[0] == 3
+
+
+def test_a_client_cannot_answer_for_another_hospital(run, monkeypatch):
+    honest = client.Client.run
+
+    def run_client(self, index, job):
+        update = honest(self, index, job)
+        if index == 1 and job.phase == "evaluate":
+            return dataclasses.replace(update, arrays={f"0{key[1:]}": value for key, value in update.arrays.items()})
+        return update
+
+    monkeypatch.setattr(client.Client, "run", run_client)
+    result = run("run")
+    assert {record.client for record in result.records if record.phase == "fault"} == {1}
+    assert all(math.isnan(value) for value in result.accuracy[:, :, 1].ravel())
+    assert not math.isnan(result.metrics["average_accuracy"])
+
+
+def test_a_shared_fisher_is_folded_once_a_stage(run, monkeypatch):
+    from fedcl.methods.ewc import EWC
+
+    folds, fold = [], EWC.server
+
+    def counted(self, params, state, uploads):
+        folds.append(sorted(weight for weight, _ in uploads))
+        return fold(self, params, state, uploads)
+
+    monkeypatch.setattr(EWC, "server", counted)
+    run(
+        "run",
+        methods={"ewc": {"share": "sum"}},
+        federation={"clients": 4, "fraction": 0.5, "consolidate_on": "local"},
+        data={"options": {"samples": 480}},
+    )
+    assert [len(weights) for weights in folds] == [4, 4, 4]

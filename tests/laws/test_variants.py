@@ -34,6 +34,13 @@ VARIANTS = {
     "each alone": {"federation": {"kind": "local"}},
     "pooled": {"federation": {"kind": "central"}},
     "all at once": {"federation": {"kind": "joint"}},
+    "SGD's momentum kept": {"train": {"reset": "never"}},
+    "SGD's momentum kept, tasks come back": {
+        "train": {"reset": "never"},
+        "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
+    },
+    "two methods": {"method": "ewc+freeze"},
+    "all at once, Fishers apart": {"federation": {"kind": "joint"}, "methods": {"ewc": {"form": "separate"}}},
     "permuted": {"stream": {"kind": "domain"}},
     "rotated": {"stream": {"kind": "domain", "domain": "rotated"}},
 }
@@ -51,8 +58,9 @@ def _config(variant: str, output: Path) -> Config:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_is_uninterrupted(tmp_path, variant, monkeypatch):
     whole = simulate(_config(variant, tmp_path / "whole"))
-    stop_after(monkeypatch, 1 if variant == "all at once" else 3)
+    stop_after(monkeypatch, 1 if "all at once" in variant else 3)
     with pytest.raises(Interrupted):
         simulate(_config(variant, tmp_path / "parts"))
     monkeypatch.undo()
     assert_same(whole, simulate(_config(variant, tmp_path / "parts")))
+    assert [record for record in whole.records if record.phase == "fault"] == []

@@ -20,7 +20,7 @@ def _context(lr=0.1, stages=3):
         client=0,
         lr=lr,
         generator=torch.Generator().manual_seed(0),
-        stages=stages,
+        slots=stages,
     )
 
 

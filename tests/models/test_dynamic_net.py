@@ -71,13 +71,17 @@ def test_a_gate_starts_open_and_closes_for_good() -> None:
     net, x = default_net("t0"), torch.rand(4, 1, 8, 8)
     gate = net.gates["t0"]
     assert torch.sigmoid(gate.logits).min() > 0.85
-    assert gate.close(0.0) == 0
+
+    def close(threshold: float) -> None:
+        net.load_state_dict(dynamic_net.close_gates(net.state_dict(), threshold))
+
+    close(0.0)
+    assert gate.mask.sum() == 32
     gate.logits.data[:5] = -3.0  # σ(-3) = 0.047
-    assert gate.close(0.05) == 5
-    assert gate.close(0.05) == 0
+    close(0.05)
     assert gate.mask.tolist() == [0.0] * 5 + [1.0] * 27
     gate.logits.data[:5] = 5.0
-    gate.close(0.05)
+    close(0.05)
     assert gate.mask.sum() == 27
     net(x, "t0").sum().backward()
     assert gate.logits.grad is not None

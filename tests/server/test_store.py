@@ -1,0 +1,65 @@
+"""The client store: what a checkpoint names is there, what nobody names goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedcl.contracts import FedclError
+from fedcl.store import Store
+
+
+def _memory(value):
+    return {"ewc/fisher": torch.tensor([float(value)])}
+
+
+def test_answers_that_were_never_accepted_do_not_push_out_the_accepted_one(tmp_path):
+    """Three refused rounds in a row, each from the same start."""
+    store = Store(tmp_path)
+    store.save(0, "0-0-train", _memory(1), start="")
+    for number in range(1, 4):
+        assert store.load(0, "0-0-train")["ewc/fisher"].item() == 1
+        store.save(0, f"0-{number}-train", _memory(9), start="0-0-train")
+    assert store.load(0, "0-0-train")["ewc/fisher"].item() == 1
+
+
+def test_exactly_the_named_versions_are_written_and_kept(tmp_path):
+    store = Store(tmp_path)
+    store.save(0, "a", _memory(1), start="")
+    store.save(0, "b", _memory(2), start="a")
+    store.write({0: "a"})  # "b" was refused
+    assert [file.stem for file in tmp_path.glob("0/*")] == ["a"]
+    store.save(0, "c", _memory(3), start="a")
+    store.write({0: "c"})
+    store.prune([{0: "a"}, {0: "c"}])
+    assert {file.stem for file in tmp_path.glob("0/*")} == {"a", "c"}
+    store.prune([{0: "c"}])
+    assert {file.stem for file in tmp_path.glob("0/*")} == {"c"}
+    again = Store(tmp_path)
+    again.forget()
+    assert again.load(0, "c")["ewc/fisher"].item() == 3
+    with pytest.raises(FedclError, match="no memory of version 'a'"):
+        again.load(0, "a")
+
+
+def test_a_damaged_file_is_written_anew(tmp_path):
+    store = Store(tmp_path)
+    store.save(0, "a", _memory(1), start="")
+    store.write({0: "a"})
+    (tmp_path / "0" / "a.safetensors").write_bytes(b"cut")
+    again = Store(tmp_path)
+    again.forget()
+    with pytest.raises(FedclError, match="damaged"):
+        again.load(0, "a")
+    again.save(0, "a", _memory(1), start="")
+    again.write({0: "a"})
+    third = Store(tmp_path)
+    assert third.load(0, "a")["ewc/fisher"].item() == 1
+
+
+def test_no_room_is_a_clear_error(tmp_path):
+    (tmp_path / "0").write_text("a file where the folder should be")
+    store = Store(tmp_path)
+    store.save(0, "a", _memory(1), start="")
+    with pytest.raises(FedclError, match="make room"):
+        store.write({0: "a"})
