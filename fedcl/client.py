@@ -21,7 +21,7 @@ from fedcl.methods import Combination
 from fedcl.models import dynamic_net
 from fedcl.models._layers import draw_from
 from fedcl.optimizers import build as build_optimizer
-from fedcl.optimizers import recall, remember
+from fedcl.optimizers import recall, remember, step
 from fedcl.store import Store
 
 
@@ -107,7 +107,8 @@ class Client:
                 memory = method.observe(context, batch, memory)
             if len(parts) > 1:
                 self._allow(task, job)
-            optimizer.zero_grad()
+            for parameter in params.values():
+                parameter.grad = None
             if plain:
                 loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
             else:
@@ -119,7 +120,7 @@ class Client:
                 if "edit_grads" in hooks:
                     self._edit_grads(context, params, memory)
                 before = {n: p.detach().clone() for n, p in params.items()} if method.uses_before else {}
-                optimizer.step()
+                step(optimizer)
                 if "edit_update" in hooks:
                     memory = self._edit_update(context, before, params, memory)
             total += loss.detach()

@@ -32,8 +32,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples x [B, *shape] → features [B, width]."""
-        x = self.dropouts[0](x.flatten(1))
-        for layer, dropout in zip(self.layers, self.dropouts[1:], strict=True):
+        first, *others = self.dropouts
+        x = first(x.flatten(1))
+        for layer, dropout in zip(self.layers, others, strict=True):
             x = dropout(self.activation(layer(x)))
         return x
 
