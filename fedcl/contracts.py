@@ -138,8 +138,6 @@ class Method:
     """
 
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
-    sends: ClassVar[str] = "parameters"  # what leaves the client, in words, for the privacy audit
-    keeps_raw_data: ClassVar[bool] = False
 
     def conventions(self) -> Mapping[str, Any]:
         """What a number of this method cannot be compared without: kinds, reductions, factors. For the results."""

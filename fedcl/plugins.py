@@ -17,15 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-KINDS = {
-    "methods": "methods",
-    "models": "models",
-    "datasets": "datasets",
-    "aggregators": "aggregators",
-    "mergers": "mergers",
-    "growth": "growth",
-    "privacy": "privacy",
-}
+KINDS = ("methods", "models", "datasets", "aggregators", "mergers", "growth", "privacy")
 _HELPERS = {"__init__", "dynamic_net"}
 _ROOT = Path(__file__).parent
 
@@ -36,7 +28,7 @@ class UnknownPlugin(ValueError):
 
 def names(kind: str) -> list[str]:
     """The options of a kind, found by looking at the folder, importing nothing."""
-    files = (_ROOT / KINDS[kind]).glob("*.py")
+    files = (_ROOT / kind).glob("*.py")
     return sorted(
         file.stem.replace("_", "-") if kind not in ("datasets", "models") else file.stem
         for file in files
@@ -48,7 +40,7 @@ def describe(kind: str) -> dict[str, str]:
     """Option → the first line of its docstring, read from the source without importing it."""
     lines = {}
     for name in names(kind):
-        tree = ast.parse((_ROOT / KINDS[kind] / f"{_file(name)}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((_ROOT / kind / f"{_file(name)}.py").read_text(encoding="utf-8"))
         lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return lines
 
@@ -72,7 +64,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     """
     check(kind, name)
     builtin = "." not in name and ":" not in name
-    path, _, attribute = (f"fedcl.{KINDS[kind]}.{_file(name)}" if builtin else name).partition(":")
+    path, _, attribute = (f"fedcl.{kind}.{_file(name)}" if builtin else name).partition(":")
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:

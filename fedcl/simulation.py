@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -138,9 +139,10 @@ def _run(
         run.status("finished", **facts)
         report.write(run.path)
 
-    from fedcl.runtime import apps, inline
+    from fedcl.runtime import apps
 
-    inline.run(apps.server_app(clients, serve), apps.client_app(client), clients)
+    runtime = importlib.import_module(f"fedcl.runtime.{config.run.runtime}")
+    runtime.run(apps.server_app(clients, serve), apps.client_app(client), clients)
 
 
 def _has_memories(store: Store, state: State) -> bool:
