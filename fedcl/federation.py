@@ -202,7 +202,7 @@ def _schedule(
     if kind == "joint":
         return ((tuple(range(len(tasks))),),)
     # Pooled data belong to nobody in particular, so that hospitals' own orders have no meaning there.
-    stream = config.stream.model_copy(update={"schedule": "same"}) if kind == "central" else config.stream
+    stream = config.stream.model_copy(update={"schedule": "same", "table": []}) if kind == "central" else config.stream
     plan = streams.schedule(stream, len(tasks), len(members), config.seed)
     return tuple(
         tuple(

@@ -92,13 +92,6 @@ def test_null_is_nan_and_the_later_of_two_lines_wins(make_run: Maker) -> None:
     assert np.isnan(result.auroc[0, 0, 0])
 
 
-def test_repeated_rounds_are_not_counted_twice(make_run: Maker) -> None:
-    run = make_run(tasks=1)
-    before = Result.load(run).bytes_up
-    append(run, phase="train", name="bytes_up", value=671_000, round=2)
-    assert Result.load(run).bytes_up == before
-
-
 def test_bytes_of_all_kinds_of_messages_count(make_run: Maker) -> None:
     run = make_run(tasks=1)
     before = Result.load(run).bytes_up
@@ -119,7 +112,7 @@ def test_pooled_falls_back_on_the_weighted_parts(make_run: Maker) -> None:
 def test_baseline_is_chance_unless_measured(make_run: Maker) -> None:
     run = make_run(tasks=3)
     assert Result.load(run).baseline.tolist() == [0.5, 0.5, 0.5]
-    append(run, stage=-1, task="t1", value=0.125)
+    append(run, stage=-1, phase="start", task="t1", value=0.125)
     assert Result.load(run).baseline.tolist() == [0.5, 0.125, 0.5]
 
 

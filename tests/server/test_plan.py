@@ -84,6 +84,16 @@ def test_bounds(run):
     assert {role(name) for name in model(central) if not name.startswith("infer.")} == {"", "t0", "t1", "t2"}
 
 
+def test_forward_transfer_is_measured_from_the_untrained_net(run):
+    result = run("run", stream={"kind": "domain", "tasks": 2}, model={"heads": "shared"})
+    start = {
+        r.task: r.value for r in result.records if r.phase == "start" and r.client is None and r.name == "accuracy"
+    }
+    assert result.baseline.tolist() == [start["t0"], start["t1"]]
+    transfer = result.pooled[0, 1] - start["t1"]
+    assert result.metrics["forward_transfer"] == pytest.approx(transfer)
+
+
 def test_consolidation_on_the_local_model(run):
     merged, local = run("merged"), run("local", federation={"consolidate_on": "local"})
     assert local.metrics["average_accuracy"] > 0.5

@@ -120,7 +120,7 @@ def test_a_run_that_diverges_exits_1_and_says_how_to_go_on(fedcl: Fedcl) -> None
     assert result.exit_code == 1
     assert "client 0 rejected" in result.stdout
     assert "error: stage" in result.stderr
-    assert "go on with: fedcl " in result.stderr
+    assert "go on with: fedcl" in result.stderr
     assert state(Path("here")) == "failed"
 
 
