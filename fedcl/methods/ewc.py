@@ -36,7 +36,7 @@ class EWC(Method):
         samples: at most this many of a task's training samples measure the Fisher; 0 takes all.
     """
 
-    strength: float = 5e4
+    strength: float = 2e4
     kind: Literal["exact", "sampled", "empirical"] = "exact"
     form: Literal["merged", "separate", "online"] = "merged"
     gamma: float = 1.0

@@ -28,9 +28,9 @@ def plain_net(hidden: list[int], shape: tuple[int, ...], bias: bool = True) -> D
 def test_names_carry_the_role() -> None:
     net = default_net("t0")
     assert {name: tuple(value.shape) for name, value in net.named_parameters()} == {
-        "trunk.layers.0.weight": (64, 64),
-        "trunk.layers.0.bias": (64,),
-        "trunk.layers.1.weight": (64, 64),
+        "trunk.layers.0.weight": (256, 64),
+        "trunk.layers.0.bias": (256,),
+        "trunk.layers.1.weight": (64, 256),
         "trunk.layers.1.bias": (64,),
         "tasks.t0.hidden.weight": (32, 64),
         "tasks.t0.hidden.bias": (32,),

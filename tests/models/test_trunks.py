@@ -77,8 +77,9 @@ def test_image_trunks_refuse_tables(name: str) -> None:
         trunk(name, (13,))
 
 
-def test_the_default_is_two_layers_of_64() -> None:
-    assert [tuple(value.shape) for value in trunk("mlp", (1, 8, 8)).parameters()] == [(64, 64), (64,)] * 2
+def test_the_default_is_256_then_64() -> None:
+    shapes = [tuple(value.shape) for value in trunk("mlp", (1, 8, 8)).parameters()]
+    assert shapes == [(256, 64), (256,), (64, 256), (64,)]
     assert trunk("mlp", (13,), hidden=[]).width == 13
 
 
