@@ -40,7 +40,7 @@ def test_names_carry_the_role() -> None:
     }
     assert [name for name, _ in net.named_buffers()] == ["gates.t0.mask"]
     assert {role(name) for name in net.state_dict()} == {"", "t0"}
-    assert net.sizes() == {"trunk": 2 * (64 * 64 + 64), "t0": 64 * 32 + 32 + 32 * 2 + 2 + 32}
+    assert net.sizes() == {"trunk": 64 * 256 + 256 + 256 * 64 + 64, "t0": 64 * 32 + 32 + 32 * 2 + 2 + 32}
 
 
 @pytest.mark.parametrize("weight_norm", [False, True])
