@@ -42,7 +42,7 @@ class Mlp(nn.Module):
 def build(
     shape: tuple[int, ...],
     *,
-    hidden: Sequence[int] = (256, 64),
+    hidden: Sequence[int] = (128, 64),
     bias: bool = True,
     activation: str = "relu",
     dropout: float | Sequence[float] = 0.0,

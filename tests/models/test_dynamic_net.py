@@ -28,9 +28,9 @@ def plain_net(hidden: list[int], shape: tuple[int, ...], bias: bool = True) -> D
 def test_names_carry_the_role() -> None:
     net = default_net("t0")
     assert {name: tuple(value.shape) for name, value in net.named_parameters()} == {
-        "trunk.layers.0.weight": (256, 64),
-        "trunk.layers.0.bias": (256,),
-        "trunk.layers.1.weight": (64, 256),
+        "trunk.layers.0.weight": (128, 64),
+        "trunk.layers.0.bias": (128,),
+        "trunk.layers.1.weight": (64, 128),
         "trunk.layers.1.bias": (64,),
         "tasks.t0.hidden.weight": (32, 64),
         "tasks.t0.hidden.bias": (32,),
@@ -40,7 +40,7 @@ def test_names_carry_the_role() -> None:
     }
     assert [name for name, _ in net.named_buffers()] == ["gates.t0.mask"]
     assert {role(name) for name in net.state_dict()} == {"", "t0"}
-    assert net.sizes() == {"trunk": 64 * 256 + 256 + 256 * 64 + 64, "t0": 64 * 32 + 32 + 32 * 2 + 2 + 32}
+    assert net.sizes() == {"trunk": 64 * 128 + 128 + 128 * 64 + 64, "t0": 64 * 32 + 32 + 32 * 2 + 2 + 32}
 
 
 @pytest.mark.parametrize("weight_norm", [False, True])

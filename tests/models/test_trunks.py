@@ -77,9 +77,9 @@ def test_image_trunks_refuse_tables(name: str) -> None:
         trunk(name, (13,))
 
 
-def test_the_default_is_256_then_64() -> None:
+def test_the_default_is_128_then_64() -> None:
     shapes = [tuple(value.shape) for value in trunk("mlp", (1, 8, 8)).parameters()]
-    assert shapes == [(256, 64), (256,), (64, 256), (64,)]
+    assert shapes == [(128, 64), (128,), (64, 128), (64,)]
     assert trunk("mlp", (13,), hidden=[]).width == 13
 
 

@@ -103,7 +103,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(fedcl: Fedcl, tmp_path: Path)
         "  stage 4  t1 (5, 6, 7, 8, 9): hospital 2",
     ]
     assert sum(line.startswith("  hospital ") for line in result.stdout.splitlines()) == 3 * 2
-    assert "trunk 33.1 k, t0 2.28 k" in result.stdout  # 64·256 + 256 + 256·64 + 64; 64·32 + 32 + 32·5 + 5 + 32
+    assert "trunk 16.6 k, t0 2.28 k" in result.stdout  # 64·128 + 128 + 128·64 + 64; 64·32 + 32 + 32·5 + 5 + 32
     assert "an estimate" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
