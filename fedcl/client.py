@@ -62,6 +62,8 @@ class Client:
             return replace(update, version=job.version)
         version = f"{job.stage}-{job.round}-{job.phase}"
         self.store.save(client, version, memory, start=job.version)
+        if job.keep:
+            self.store.clean(client, (*job.keep, job.version, version), before=job.round)
         return replace(update, version=version)
 
     # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -138,6 +138,8 @@ class Federation(Section):
     """Share of the asked clients whose valid answers a round needs."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds to wait for a round's answers."""
+    client_timeout: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that one client may take for what it is asked (not `inline`); 0 is no limit but `timeout`."""
     aggregator: str = "fedavg"
     """Rule for the trunk."""
     merger: str = "weighted"
@@ -153,14 +155,33 @@ class Run(Section):
     """First part of the run directory's name; empty is <data set>-<method>."""
     output: str = ""
     """Run directory; empty is runs/<name>-<hash of this config>."""
-    runtime: Literal["inline"] = "inline"
+    runtime: Literal["inline", "processes", "ray", "superlink"] = "inline"
+    """`inline`: one after another in this process; `processes`: workers on this machine's devices; `ray`: Flower's
+    simulation on Ray; `superlink`: a Flower deployment, see `fedcl deploy`."""
     device: str = "cpu"
+    """torch device of the clients."""
+    devices: str = ""
+    """`processes`: "cuda:0,cuda:1", or `auto` for every GPU, else the CPU; empty is `device`."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """`processes`, `ray`: clients at a time on the CPU; 0 is as many as cores (over `threads`) and clients."""
+    clients_per_device: Positive = 1
+    """`processes`, `ray`: clients at a time on each GPU."""
+    address: str = ""
+    """`ray`: a cluster that runs already ("auto", or host:port); empty starts one here."""
+    connection: str = "hospitals"
+    """`superlink`: the Flower connection, as `fedcl deploy init` writes it."""
     threads: Annotated[int, Field(ge=0)] = 1
     """torch threads; 0 leaves torch's own choice."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the clients' forward and backward passes; weights and what is sent stay float32."""
     validate_every: Annotated[int, Field(ge=0)] = 5
     """Every so many rounds the incoming model is scored on validation data; 0 is never."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between checkpoints; 0 writes one whenever checkpoints so far cost less than 5 % of the time."""
+
+
+# What may differ when a run goes on: none of these changes a number.
+_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection")
 
 
 class Config(Section):
@@ -181,7 +202,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        content = self.model_dump(exclude={"run": {"output", "name", "checkpoint_every"}})
+        content = self.model_dump(exclude={"run": set(_FREE), "federation": {"client_timeout"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

@@ -77,6 +77,7 @@ class Job:
     # "validate": score the incoming model; "local": score the trained one;
     # "consolidate": do so on the trained one; "begin": the first round of the stage
     flags: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()  # the client memories that checkpoints name; older others may go. () is: not known yet
 
 
 @dataclass(frozen=True)

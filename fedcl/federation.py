@@ -26,6 +26,9 @@ class _Cache:
         self._limit, self._bytes = limit, 0
         self._batches: OrderedDict[tuple[object, ...], Batch] = OrderedDict()
 
+    def __reduce__(self) -> tuple[type[_Cache], tuple[int]]:
+        return _Cache, (self._limit,)  # another process starts with an empty one
+
     def get(self, key: tuple[object, ...], make: Callable[[], Batch]) -> Batch:
         if key in self._batches:
             self._batches.move_to_end(key)

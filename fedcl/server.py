@@ -232,6 +232,9 @@ class Server:
         def on_fault(client: int, what: str, why: str) -> None:
             self._notify(Event("fault", stage, number, {"client": client, "what": what, "why": why}))
 
+        if not self._store and len(self._saved) == 2:  # clients keep their own memories, and need not keep all
+            kept = {client: tuple(saved.get(client, "") for saved in self._saved) for client, _ in jobs}
+            jobs = [(client, replace(job, keep=kept[client])) for client, job in jobs]
         return Collection(jobs, expected, on_fault, self._plan.unfit)
 
     def _accept(self, group: Group, update: Update) -> None:

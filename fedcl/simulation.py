@@ -15,7 +15,6 @@ import torch
 
 from fedcl import augment, defaults, finish, infer, methods, plugins, report, rng, run_dir
 from fedcl import federation as federations
-from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
 from fedcl.federation import Federation
@@ -110,7 +109,6 @@ def _run(
     method = methods.build(config)
     store = Store(run.path / "clients")
     store.forget()
-    client = Client(config, federation, method, store)
     saved = run.restore(usable=lambda state: _has_memories(store, State.unpack({}, state)))
     state = State.unpack(*saved) if saved else None
     if run.lost:
@@ -120,10 +118,10 @@ def _run(
     if state is None:
         run.describe(config, federation.describe() | {"method": method.conventions()}, federation.rows())
     before = state.seconds if state else 0.0
-    clients = len(federation.members)
+    inline = config.run.runtime == "inline"
 
     def serve(ask: Ask) -> None:
-        server = Server(config, federation, method, ask, run, notify, store, stop)
+        server = Server(config, federation, method, ask, run, notify, store if inline else None, stop)
         facts: dict[str, Any] = {"rounds": config.train.rounds * len(federation.schedule), "before": before}
         run.status("running", **facts)
         try:
@@ -139,10 +137,10 @@ def _run(
         run.status("finished", **facts)
         report.write(run.path)
 
-    from fedcl.runtime import apps
+    from fedcl.runtime.apps import Launch
 
     runtime = importlib.import_module(f"fedcl.runtime.{config.run.runtime}")
-    runtime.run(apps.server_app(clients, serve), apps.client_app(client), clients)
+    runtime.run(Launch(config, federation, store, run, notify, serve))
 
 
 def _has_memories(store: Store, state: State) -> bool:

@@ -23,10 +23,12 @@ class Store:
 
     Args:
         root: the folder; None keeps everything in memory only.
+        durable: nothing is cached and every version is on disk before it is answered for, because other processes
+            work on the same folder, or because this one may be killed.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Path | None = None, durable: bool = False) -> None:
+        self._root, self._durable = root, durable
         self._cache: dict[int, dict[str, Memory]] = {}
         self._written: set[tuple[int, str]] = set()
 
@@ -38,6 +40,8 @@ class Store:
         """
         if not version:
             return {}
+        if self._durable:
+            return self._read(client, version)
         cached = self._cache.setdefault(client, {})
         if version not in cached:
             cached[version] = self._read(client, version)
@@ -45,6 +49,9 @@ class Store:
 
     def save(self, client: int, version: str, memory: Memory, start: str) -> None:
         """Keep what came of a Job, and what it started from: the answer may never be accepted."""
+        if self._durable and self._root is not None:
+            self._put(client, version, memory)
+            return
         versions = self._cache.setdefault(client, {})
         before = {start: versions[start]} if start in versions else {}
         self._cache[client] = before | {version: memory}
@@ -61,19 +68,7 @@ class Store:
         for client, version in versions.items():
             if not version or (client, version) in self._written:
                 continue
-            tensors = {name: value.detach().cpu().clone() for name, value in self.load(client, version).items()}
-            folder = self._root / str(client)
-            temporary = folder / f".{version}.tmp"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, temporary)
-                os.replace(temporary, folder / f"{version}.safetensors")
-            except (OSError, SafetensorError) as error:
-                if temporary.is_file():
-                    temporary.unlink()
-                raise FedclError(
-                    f"cannot write client memory to {folder}: {error}; make room, then the same command goes on"
-                ) from error
+            self._put(client, version, self.load(client, version))
             self._written.add((client, version))
 
     def prune(self, kept: Sequence[Mapping[int, str]]) -> None:
@@ -85,11 +80,36 @@ class Store:
             (self._root / str(client) / f"{version}.safetensors").unlink(missing_ok=True)
         self._written &= named
 
+    def clean(self, client: int, keep: Sequence[str], before: int) -> None:
+        """Delete a client's versions of rounds before this one that are not to be kept."""
+        if self._root is None:
+            return
+        for file in (self._root / str(client)).glob("*.safetensors"):
+            if file.stem not in keep and int(file.stem.split("-")[1]) < before:
+                file.unlink(missing_ok=True)
+
     def forget(self) -> None:
         """Drop what is cached: the next `load` reads the folder, as after a restart."""
         self._cache.clear()
         files = self._root.glob("*/*.safetensors") if self._root is not None else ()
         self._written = {(int(file.parent.name), file.stem) for file in files}
+
+    def _put(self, client: int, version: str, memory: Memory) -> None:
+        """Write one version, beside its place and then there."""
+        assert self._root is not None
+        tensors = {name: value.detach().cpu().clone() for name, value in memory.items()}
+        folder = self._root / str(client)
+        temporary = folder / f".{version}.{os.getpid()}.tmp"  # two workers may be at the same client after a time-out
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary)
+            os.replace(temporary, folder / f"{version}.safetensors")
+        except (OSError, SafetensorError) as error:
+            if temporary.is_file():
+                temporary.unlink()
+            raise FedclError(
+                f"cannot write client memory to {folder}: {error}; make room, then the same command goes on"
+            ) from error
 
     def _read(self, client: int, version: str) -> Memory:
         if self._root is not None:

@@ -42,8 +42,14 @@ FLAGS = (
     Flag("lr", "train.lr", "FLOAT", "0.05", "Learning rate", _TRAIN),
     Flag("seed", "seed", "INT", "0", "All draws follow from it", _WHERE),
     Flag("threads", "run.threads", "INT", "1", "torch threads; 0 is torch's choice", _WHERE),
-    Flag("runtime", "run.runtime", "NAME", "inline", "How clients run", _WHERE),
+    Flag("runtime", "run.runtime", "NAME", "inline", "inline, processes, ray, superlink", _WHERE),
     Flag("device", "run.device", "NAME", "cpu", "torch device", _WHERE),
+    Flag("devices", "run.devices", "LIST", "that device", "processes: cuda:0,cuda:1 or auto", _WHERE),
+    Flag("workers", "run.workers", "INT", "cores", "processes, ray: clients at a time on the CPU", _WHERE),
+    Flag("clients-per-device", "run.clients_per_device", "INT", "1", "… and on each GPU", _WHERE),
+    Flag("client-timeout", "federation.client_timeout", "SECONDS", "none", "A client's time for a job", _WHERE),
+    Flag("connection", "run.connection", "NAME", "hospitals", "superlink: where to, see `fedcl deploy`", _WHERE),
+    Flag("precision", "run.precision", "NAME", "float32", "float32, bf16", _WHERE),
     Flag("output", "run.output", "DIR", "runs/<name>-<hash>", "Run directory", _WHERE),
 )
 

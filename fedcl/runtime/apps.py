@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedcl import methods
 from fedcl.client import Client
-from fedcl.contracts import Ask
+from fedcl.config import Config
+from fedcl.contracts import Ask, Event
+from fedcl.federation import Federation
+from fedcl.run_dir import RunDir
 from fedcl.runtime import wire
-from fedcl.runtime.exchange import Exchange
+from fedcl.runtime.exchange import Exchange, versions
+from fedcl.store import Store
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a way to run is given: every `runtime/<name>.py` has a `run(launch)`."""
+
+    config: Config
+    federation: Federation
+    store: Store  # of clients that run in this process
+    run: RunDir
+    notify: Callable[[Event], None]
+    serve: Callable[[Ask], None]  # the server, given the way to ask its clients
+
+    @property
+    def clients(self) -> int:
+        """How many clients there are: one where data are pooled."""
+        return len(self.federation.members)
+
+    def client(self) -> Client:
+        """A worker for all clients of this process."""
+        return Client(self.config, self.federation, methods.build(self.config), self.store)
+
+    def tell(self, text: str) -> None:
+        """Show a line to whoever watches."""
+        self.notify(Event("notice", 0, 0, {"text": text}))
 
 
 def client_app(client: Client) -> ClientApp:
@@ -31,18 +62,24 @@ def client_app(client: Client) -> ClientApp:
 
     @app.query("identify")
     def identify(message: Message, context: Context) -> Message:
-        identity = ConfigRecord({"client": int(context.node_config["partition-id"])})
+        identity = ConfigRecord({"client": int(context.node_config["partition-id"]), **versions()})
         return Message(RecordDict({"identity": identity}), reply_to=message)
 
     return app
 
 
-def server_app(clients: int, serve: Callable[[Ask], None]) -> ServerApp:
-    """A ServerApp that meets its clients and hands `serve` the way to ask them."""
+def server_app(clients: int, serve: Callable[[Ask], None], poll: float = 0.05) -> ServerApp:
+    """A ServerApp that meets its clients and hands `serve` the way to ask them.
+
+    Args:
+        clients: how many there must be.
+        serve: the server's loop.
+        poll: seconds between two looks for replies; 0 where the Grid waits by itself.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(Exchange(grid, clients).ask)
+        serve(Exchange(grid, clients, poll).ask)
 
     return app

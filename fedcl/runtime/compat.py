@@ -29,9 +29,10 @@ from flwr.common.constant import ErrorCode  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
-__all__ = ["APP_RAISED", "Run", "empty_run", "failure", "identify", "request", "stamp", "stay_offline"]
+__all__ = ["APP_CRASHED", "APP_RAISED", "Run", "empty_run", "failure", "identify", "request", "stamp", "stay_offline"]
 
 APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+APP_CRASHED = int(ErrorCode.CLIENT_APP_CRASHED)
 
 
 def identify(run_id: int, node_id: int) -> None:
@@ -58,6 +59,6 @@ def request(message: Message, content: RecordDict) -> Message:
     return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload,no-any-return]
 
 
-def failure(request: Message, error: Exception) -> Message:
-    """The error reply that Flower sends when a ClientApp raises."""
-    return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=request)
+def failure(request: Message, reason: str, code: int = APP_RAISED) -> Message:
+    """The error reply that Flower sends when a ClientApp raises, or when its process ends."""
+    return Message(Error(code, reason), reply_to=request)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+import fedcl
 from fedcl.contracts import Answer, FedclError, Job
 from fedcl.runtime import wire
 
@@ -15,20 +17,31 @@ _TYPES = {"train": "train", "consolidate": "query.consolidate", "evaluate": "eva
 IDENTIFY = "query.identify"
 
 
+def versions() -> dict[str, str]:
+    """What must agree between the server and its clients, and what is good to know."""
+    return {"fedcl": fedcl.__version__, "flwr": metadata.version("flwr"), "torch": metadata.version("torch")}
+
+
 class Exchange:
     """Talks to the clients of a Grid by their index.
 
     Args:
         grid: any of Flower's.
-        clients: how many must be there.
-        poll: seconds between two looks for replies.
+        clients: how many there are.
+        poll: seconds between two looks for replies; 0 where the Grid waits by itself.
         patience: seconds to wait for the clients to show up.
+        needed: how many must be there for the run to begin; 0 is all.
+
+    Raises:
+        FedclError: too few showed up, or one runs another version of fedcl.
     """
 
-    def __init__(self, grid: Grid, clients: int, poll: float = 0.05, patience: float = 300.0) -> None:
-        self._grid = grid
-        self._poll = poll
-        self._nodes = self._meet(clients, patience)
+    def __init__(self, grid: Grid, clients: int, poll: float = 0.05, patience: float = 300.0, needed: int = 0) -> None:
+        self._grid, self._poll = grid, poll
+        self._nodes: dict[int, int] = {}  # client → node
+        self._questions: dict[str, int] = {}  # open ones → node
+        self._trouble = ""  # the last reason why a node could not say who it is
+        self._meet(clients, patience, needed or clients)
 
     def ask(self, jobs: Sequence[tuple[int, Job]], timeout: float) -> Iterator[Answer]:
         """Send all jobs; yield the answers by client index, as soon as their turn comes.
@@ -36,29 +49,37 @@ class Exchange:
         A client that is silent for `timeout` seconds, raises, or sends what cannot be read gives an Answer with
         an error. Replies to anything else (a late one, a second one) are dropped.
         """
+        if any(client not in self._nodes for client, _ in jobs):
+            self._look()
         encoded: dict[int, ArrayRecord] = {}  # one encoding for all clients that get the same arrays
-        messages = []
+        messages: dict[int, Message] = {}
         for client, job in jobs:
+            if client not in self._nodes:
+                continue
             for arrays in (job.arrays, job.broadcast):
                 if id(arrays) not in encoded:
                     encoded[id(arrays)] = wire.encode_arrays(arrays)
             content = wire.encode_job(job, encoded[id(job.arrays)], encoded[id(job.broadcast)])
-            messages.append(Message(content, self._nodes[client], _TYPES[job.phase], group_id=str(job.round)))
-        identities = list(self._grid.push_messages(messages))
+            messages[client] = Message(content, self._nodes[client], _TYPES[job.phase], group_id=str(job.round))
+        identities = dict(zip(messages, self._grid.push_messages(messages.values()), strict=True))
         end = time.monotonic() + timeout
+        waiting = dict.fromkeys(identities.values())  # in order
         arrived: dict[str, Message] = {}  # out of turn
-        answered: set[str] = set()
-        for (client, _), identity, message in zip(jobs, identities, messages, strict=True):
+        for client, _ in jobs:
+            if client not in identities:
+                yield Answer(client, None, "not connected", 0, 0)
+                continue
+            identity = identities[client]
             while identity not in arrived and time.monotonic() < end:
-                waiting = [other for other in identities if other not in arrived and other not in answered]
                 replies = list(self._grid.pull_messages(waiting))
                 for reply in replies:
-                    if (to := reply.metadata.reply_to_message_id) not in answered:
-                        arrived.setdefault(to, reply)
+                    if (to := reply.metadata.reply_to_message_id) in waiting:
+                        del waiting[to]
+                        arrived[to] = reply
                 if not replies:
                     time.sleep(self._poll)
-            yield self._read(client, message, arrived.pop(identity, None), timeout)
-            answered.add(identity)
+            waiting.pop(identity, None)
+            yield self._read(client, messages[client], arrived.pop(identity, None), timeout)
 
     def _read(self, client: int, sent: Message, reply: Message | None, timeout: float) -> Answer:
         down = wire.size(sent.content)
@@ -75,20 +96,43 @@ class Exchange:
             return Answer(client, None, f"answer in the name of client {update.client}", down, up)
         return Answer(client, update, "", down, up)
 
-    def _meet(self, clients: int, patience: float) -> dict[int, int]:
-        """Ask every node which client it is; node ids say nothing (they are random on Ray)."""
+    def _meet(self, clients: int, patience: float, needed: int) -> None:
+        """Wait until all clients are there; when patience ends, go on if there are enough of them."""
         end = time.monotonic() + patience
-        nodes: dict[int, int] = {}
         while True:
-            unknown = sorted(set(self._grid.get_node_ids()) - set(nodes.values()))
-            questions = [Message(RecordDict(), node, IDENTIFY) for node in unknown]
-            for reply in self._grid.send_and_receive(questions, timeout=max(end - time.monotonic(), 1.0)):
-                if reply.has_content():
-                    index = int(reply.content.config_records["identity"]["client"])  # type: ignore[arg-type]
-                    nodes[index] = reply.metadata.src_node_id
-            missing = sorted(set(range(clients)) - set(nodes))
-            if not missing:
-                return nodes
-            if time.monotonic() >= end:
-                raise FedclError(f"clients {missing} of {clients} did not show up within {patience:g} s")
+            self._look()
+            missing = sorted(set(range(clients)) - set(self._nodes))
+            late = time.monotonic() >= end
+            if not missing or (late and clients - len(missing) >= needed):
+                return
+            if late:
+                why = f"; the last to fail said: {self._trouble}" if self._trouble else ""
+                raise FedclError(f"clients {missing} of {clients} did not show up within {patience:g} s{why}")
             time.sleep(self._poll)
+
+    def _look(self) -> None:
+        """Ask new nodes which client they are, and read who has said so; node ids say nothing (random on Ray)."""
+        known = {*self._nodes.values(), *self._questions.values()}
+        new = sorted(set(self._grid.get_node_ids()) - known)
+        asked = self._grid.push_messages([Message(RecordDict(), node, IDENTIFY) for node in new]) if new else []
+        self._questions |= dict(zip(asked, new, strict=True))
+        while replies := self._grid.pull_messages(list(self._questions)) if self._questions else ():
+            for reply in replies:
+                node = self._questions.pop(reply.metadata.reply_to_message_id, None)
+                if reply.has_error():
+                    self._trouble = reply.error.reason or "unknown error"
+                elif node is not None:
+                    self._nodes[_identity(reply.content)] = node
+
+
+def _identity(content: RecordDict) -> int:
+    """The client that a node says it is.
+
+    Raises:
+        FedclError: it runs another version of fedcl.
+    """
+    record = content.config_records["identity"]
+    client, theirs, ours = int(record["client"]), str(record.get("fedcl")), fedcl.__version__  # type: ignore[arg-type]
+    if theirs != ours:
+        raise FedclError(f"client {client} runs fedcl {theirs}, the server {ours}; install the same on both")
+    return client

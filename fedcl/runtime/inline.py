@@ -4,72 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
 
-from fedcl.runtime import compat
-
-_FIRST_NODE = 1000
-
-
-def clone(records: RecordDict) -> RecordDict:
-    """New containers around the same values: mods may edit a message; array payloads are immutable bytes."""
-    copy = RecordDict()
-    for name, record in records.items():
-        if isinstance(record, ArrayRecord):
-            copy[name] = record.copy()
-        elif isinstance(record, ConfigRecord | MetricRecord):
-            new = type(record)()
-            for key, value in record.items():
-                new[key] = list(value) if isinstance(value, list) else value  # type: ignore[assignment]
-            copy[name] = new
-    return copy
+from fedcl.runtime import apps, compat, local
+from fedcl.runtime.apps import Launch
+from fedcl.runtime.local import LocalGrid, clone
 
 
-class InlineGrid(Grid):
+class InlineGrid(LocalGrid):
     """Delivers a message when its reply is pulled, so that the server can merge replies one at a time.
 
     It cannot pre-empt: a timeout ends the waiting between two clients, not a client's training.
     """
 
     def __init__(self, app: ClientApp, clients: int, run_id: int = 1) -> None:
-        compat.identify(run_id, node_id=1)
+        super().__init__(clients, run_id)
         self._app = app
-        self._run = compat.empty_run(run_id)
         self._waiting: dict[str, Message] = {}
-        self._contexts = {
-            _FIRST_NODE + index: Context(
-                run_id=run_id,
-                node_id=_FIRST_NODE + index,
-                node_config={"partition-id": index, "num-partitions": clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for index in range(clients)
-        }
-
-    def set_run(self, run: compat.Run) -> None:
-        """Nothing to do: there is one run."""
-
-    @property
-    def run(self) -> compat.Run:
-        """The one run."""
-        return self._run
-
-    def create_message(  # noqa: D102
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Fixed ones: 1000, 1001, and so on."""
-        return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Sequence[str]:
         """Accept messages; returns their ids."""
@@ -87,12 +39,6 @@ class InlineGrid(Grid):
                 return [self._deliver(message)]
         return []
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
-        """Push, then pull until all have answered, in the order of the nodes."""
-        identities = self.push_messages(messages)
-        replies = [reply for identity in identities for reply in self.pull_messages([identity])]
-        return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-
     def _deliver(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]
         # The app gets copies, and its state is kept only if it succeeds, as under Ray and on a SuperNode.
@@ -108,13 +54,12 @@ class InlineGrid(Grid):
             reply = self._app(request, work)
             self._contexts[context.node_id] = work
         except Exception as error:
-            reply = compat.failure(request, error)
+            reply = compat.failure(request, f"{type(error).__name__}: {error}")
         compat.stamp(reply)
         return reply
 
 
-def run(server: ServerApp, client: ClientApp, clients: int) -> None:
+def run(launch: Launch) -> None:
     """Run the two apps here: returns when the ServerApp does."""
-    grid = InlineGrid(client, clients)
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    server(grid, context)
+    app = apps.client_app(launch.client())
+    local.serve(apps.server_app(launch.clients, launch.serve), InlineGrid(app, launch.clients))

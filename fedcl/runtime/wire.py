@@ -99,6 +99,7 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
         "version": job.version,
         "seen": list(job.seen),
         "flags": list(job.flags),
+        "keep": list(job.keep),
     }
     content = RecordDict({"job": ConfigRecord({"json": json.dumps(head)})})
     content["arrays"] = encode_arrays(job.arrays) if arrays is None else arrays
@@ -122,6 +123,7 @@ def decode_job(content: RecordDict) -> Job:
         broadcast=decode_arrays(broadcast) if broadcast is not None else {},
         seen=tuple(head["seen"]),
         flags=tuple(head["flags"]),
+        keep=tuple(head["keep"]),
     )
 
 

@@ -1,0 +1,80 @@
+"""What a worker process does: `python -m fedcl.runtime.work DESCRIPTOR`, started by `fedcl.runtime.worker`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedcl.runtime import compat
+from fedcl.runtime.worker import Outcome, Setup
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
+
+compat.stay_offline()
+
+
+def main(descriptor: int) -> None:
+    """Set up, say "ready", then answer messages until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    connection: Connection[Any, Any] = Connection(descriptor)
+    app = build(connection.recv())
+    connection.send("ready")
+    while True:
+        try:
+            message, context = connection.recv()
+        except EOFError:
+            return
+        outcome = answer(app, message, context)
+        connection.send(outcome)
+        if outcome.fatal:
+            return
+
+
+def build(setup: Setup) -> ClientApp:
+    """The ClientApp for all clients of the federation that is mapped here."""
+    import torch
+
+    from fedcl import methods
+    from fedcl.client import Client
+    from fedcl.config import Config
+    from fedcl.runtime import apps, shared
+    from fedcl.store import Store
+
+    torch.set_num_threads(setup.threads)
+    config = Config.model_validate_json(setup.config)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"device": setup.device})})
+    federation = shared.read_path(Path(setup.data)) if isinstance(setup.data, str) else shared.read(setup.data)
+    store = Store(Path(setup.store), durable=True)
+    return apps.client_app(Client(config, federation, methods.build(config), store))
+
+
+def answer(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Outcome:
+    """Let the app answer; what it raises becomes an error, as on a SuperNode."""
+    import torch
+
+    try:
+        return Outcome(app(message, context), context)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first = str(error).partition("\n")[0]
+        return Outcome(None, None, f"out of memory: {first}", fatal=True)  # a fresh process has all of it back
+    except Exception as error:
+        broken = isinstance(error, torch.AcceleratorError)  # after a CUDA fault nothing works any more
+        return Outcome(None, None, f"{type(error).__name__}: {error}", fatal=broken)
+
+
+def _die_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
