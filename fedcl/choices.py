@@ -93,7 +93,17 @@ def _inference(tree: Tree) -> Iterator[ConfigError]:
 
 
 def _device(tree: Tree) -> Iterator[ConfigError]:
-    name = _text(tree, "run.device")
+    name, names, bf16 = (_text(tree, f"run.{key}") for key in ("device", "devices", "precision"))
+    if names and _text(tree, "run.runtime") != "processes":
+        yield ConfigError("run.devices", names, 'is for run.runtime = "processes"; elsewhere it is run.device')
+    elif names:
+        from fedcl.contracts import FedclError
+        from fedcl.runtime import placement
+
+        try:
+            placement.parse(names, placement.present())
+        except FedclError as error:
+            yield ConfigError("run.devices", names, str(error).partition(": ")[2])
     if name == Config().run.device:
         return
     import torch
@@ -104,6 +114,9 @@ def _device(tree: Tree) -> Iterator[ConfigError]:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).partition("\n")[0]
         yield ConfigError("run.device", name, f"cannot be used here ({why}); `fedcl doctor` names the devices")
+        return
+    if bf16 == "bf16" and name.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield ConfigError("run.precision", bf16, f"{name} has no bfloat16; take float32")
 
 
 def _options(key: str, name: str, found: list[Callable[..., Any]], given: Tree, skip: int) -> Iterator[ConfigError]:

@@ -5,6 +5,7 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from fedcl import augment, batches, evaluate, infer, rng
 from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Batch, Context, Job, Memory, Params, Task, Update
+from fedcl.device import Device
 from fedcl.federation import Federation
 from fedcl.methods import Combination
 from fedcl.models import dynamic_net
@@ -40,7 +42,8 @@ class Client:
         self.federation = federation
         self.method = method
         self.store = store
-        self.device = torch.device(config.run.device)
+        self._here = Device(config.run)
+        self.device = self._here.torch
         self.tasks = {task.id: task for task in federation.tasks}
         self.net = dynamic_net.build(config.model, federation.shape, len(federation.classes)).to(self.device)
         self._augment = augment.build(config.data.augment)
@@ -53,9 +56,9 @@ class Client:
         self._load(job.arrays)
         if job.phase == "evaluate":
             return self._evaluate(client, job)
-        memory = start = self._here(self.store.load(client, job.version))
+        memory = start = self._here.memory(self.store.load(client, job.version))
         if job.broadcast:
-            memory = self.method.receive(self._here(job.broadcast), memory)
+            memory = self.method.receive(self._here.memory(job.broadcast), memory)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if memory is start:
@@ -111,10 +114,11 @@ class Client:
                 self._allow(task, job)
             for parameter in params.values():
                 parameter.grad = None
-            if plain:
-                loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
-            else:
-                loss = method.loss(context, params, batch, memory)
+            with self._here.autocast():
+                if plain:
+                    loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
+                else:
+                    loss = method.loss(context, params, batch, memory)
             if "penalty" in hooks:
                 loss = loss + method.penalty(context, params, batch, memory)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -185,7 +189,7 @@ class Client:
         arrays: Params = {}
         tasks = [self.tasks[name] for name in job.tasks]
         for hospital in self.federation.members[client]:
-            data = [(task, self._put(self.federation.batch(hospital, task.index, "test"))) for task in tasks]
+            data = [(task, self._test(hospital, task)) for task in tasks]
             counted = evaluate.count(self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast)
             for task, (answers, scores) in counted.items():
                 arrays[f"{hospital}.{task}.answers"] = answers
@@ -246,7 +250,8 @@ class Client:
         parts = []
         for name in job.tasks:
             task = self.tasks[name]
-            batch = self._put(self.federation.train_data(client, task.index, split))
+            key = (client, task.index, split)
+            batch = self._here.batch(key, functools.partial(self.federation.train_data, *key))
             self._allow(task, job)
             if self.net.owner(name) != dynamic_net.SHARED:
                 lookup = torch.zeros(len(self.federation.classes), dtype=torch.int64, device=self.device)
@@ -260,14 +265,10 @@ class Client:
         if self.net.owner(task.id) == dynamic_net.SHARED:
             self.net.allow({"task": task.classes, "seen": job.seen, "all": None}[self.config.model.mask])
 
-    def _here(self, memory: Memory) -> Memory:
-        """Memory on the device that the client computes on."""
-        if self.device.type == "cpu":
-            return memory
-        return {name: value.to(self.device) for name, value in memory.items()}
-
-    def _put(self, batch: Batch) -> Batch:
-        return batch if self.device.type == "cpu" else Batch(batch.x.to(self.device), batch.y.to(self.device))
+    def _test(self, hospital: int, task: Task) -> Batch:
+        """A hospital's test samples of a task, with global class ids."""
+        load = functools.partial(self.federation.batch, hospital, task.index, "test")
+        return self._here.batch(("test of", hospital, task.index), load)
 
     def _forward(self, task: Task) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
         """The forward function of a task; the net's own parameters skip the functional call."""

@@ -19,17 +19,18 @@ from fedcl.contracts import SPLITS, TRAIN, Batch, FedclError, Samples, Task
 _CACHE_BYTES = 1 << 30  # for batches that are not simply a piece of the data: transformed or pooled ones
 
 
-class _Cache:
+class Cache:
     """Batches by key; those unused for longest go when there are too many bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
         self._batches: OrderedDict[tuple[object, ...], Batch] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[_Cache], tuple[int]]:
-        return _Cache, (self._limit,)  # another process starts with an empty one
+    def __reduce__(self) -> tuple[type[Cache], tuple[int]]:
+        return Cache, (self._limit,)  # another process starts with an empty one
 
     def get(self, key: tuple[object, ...], make: Callable[[], Batch]) -> Batch:
+        """The batch of that key, made if it is not there."""
         if key in self._batches:
             self._batches.move_to_end(key)
             return self._batches[key]
@@ -58,7 +59,7 @@ class Federation:
     _samples: np.ndarray  # [N], a row's place in the data set
     _starts: np.ndarray  # [3 hospitals + 1], the first row of each (hospital, split)
     _inside: np.ndarray  # [tasks, N] bool, whether a row belongs to a task
-    _cache: _Cache = field(default_factory=lambda: _Cache(_CACHE_BYTES))
+    _cache: Cache = field(default_factory=lambda: Cache(_CACHE_BYTES))
 
     def counts(self) -> np.ndarray:
         """How many samples: [hospitals, tasks, 3 splits, classes] int64. Tasks may share samples."""

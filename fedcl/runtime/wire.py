@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     torch.frombuffer(b"\0\0\0\0", dtype=torch.float32)
 
 _STYPE = "numpy.ndarray"
+_KEEP = "keep"
 
 
 @lru_cache(maxsize=4096)
@@ -99,9 +100,10 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
         "version": job.version,
         "seen": list(job.seen),
         "flags": list(job.flags),
-        "keep": list(job.keep),
     }
     content = RecordDict({"job": ConfigRecord({"json": json.dumps(head)})})
+    if job.keep:
+        content[_KEEP] = ConfigRecord({"versions": list(job.keep)})
     content["arrays"] = encode_arrays(job.arrays) if arrays is None else arrays
     if job.broadcast:
         content["broadcast"] = encode_arrays(job.broadcast) if broadcast is None else broadcast
@@ -111,7 +113,7 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
 def decode_job(content: RecordDict) -> Job:
     """The reverse of `encode_job`."""
     head = json.loads(str(content.config_records["job"]["json"]))
-    broadcast = content.array_records.get("broadcast")
+    broadcast, keep = content.array_records.get("broadcast"), content.config_records.get(_KEEP)
     return Job(
         phase=head["phase"],
         stage=head["stage"],
@@ -123,7 +125,7 @@ def decode_job(content: RecordDict) -> Job:
         broadcast=decode_arrays(broadcast) if broadcast is not None else {},
         seen=tuple(head["seen"]),
         flags=tuple(head["flags"]),
-        keep=tuple(head["keep"]),
+        keep=tuple(keep["versions"]) if keep else (),  # type: ignore[arg-type]
     )
 
 
@@ -157,5 +159,9 @@ def decode_update(content: RecordDict) -> Update:
 
 
 def size(content: RecordDict) -> int:
-    """Bytes of a message's content: payloads, and names and values beside them."""
-    return sum(record.count_bytes() for record in content.values())
+    """Bytes of a message's content: payloads, and names and values beside them.
+
+    Left out is which old memories a client must keep: it depends on when checkpoints were written, and a run's
+    figures are a function of its config.
+    """
+    return sum(record.count_bytes() for name, record in content.items() if name != _KEEP)
