@@ -9,7 +9,7 @@ The reading order, which is also the order of imports: a module imports only mod
     aggregators mergers merge scores                            what the server makes of the answers
     units metrics results report run_dir                        what comes out
     state plan collect privacy server                           the only round loop
-    runtime                                                     Flower: apps, wire, one file per way to run
+    runtime deploy                                              Flower: apps, wire, one file per way to run
     finish simulation                                           the whole story on one page
     forecast rescore explain choices settings summary view cli  around it
 """

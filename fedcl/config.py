@@ -140,6 +140,8 @@ class Federation(Section):
     """Seconds to wait for a round's answers."""
     client_timeout: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that one client may take for what it is asked (not `inline`); 0 is no limit but `timeout`."""
+    join_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """`superlink`: seconds to wait at the start for all hospitals; the run then begins with a quorum of them."""
     aggregator: str = "fedavg"
     """Rule for the trunk."""
     merger: str = "weighted"
@@ -202,7 +204,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        content = self.model_dump(exclude={"run": set(_FREE), "federation": {"client_timeout"}})
+        content = self.model_dump(exclude={"run": set(_FREE), "federation": {"client_timeout", "join_timeout"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

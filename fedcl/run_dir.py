@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import sys
 import time
 import tomllib
@@ -135,6 +136,13 @@ class RunDir:
         self._cut(0)
         self.lost = len(found)
         return None
+
+    def identity(self) -> str:
+        """A name of this run that no other has, for what lies elsewhere; a resumed run keeps it."""
+        file = self.path / "identity"
+        if not file.exists():
+            self.write(file.name, secrets.token_hex(8))
+        return file.read_text(encoding="utf-8")
 
     def close(self) -> None:
         """Let go of the directory."""

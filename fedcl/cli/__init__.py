@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fedcl.cli import data, doctor, plugins, runs, simulate
+from fedcl.cli import data, deploy, doctor, plugins, runs, simulate
 
 app = typer.Typer(
     name="fedcl",
@@ -20,6 +20,7 @@ app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command("list")(plugins.show)
 app.add_typer(data.app, name="data")
+app.add_typer(deploy.app, name="deploy")
 app.command()(doctor.doctor)
 
 

@@ -68,18 +68,22 @@ def client_app(client: Client) -> ClientApp:
     return app
 
 
-def server_app(clients: int, serve: Callable[[Ask], None], poll: float = 0.05) -> ServerApp:
+def server_app(
+    clients: int, serve: Callable[[Ask], None], poll: float = 0.05, patience: float = 300.0, needed: int = 0
+) -> ServerApp:
     """A ServerApp that meets its clients and hands `serve` the way to ask them.
 
     Args:
         clients: how many there must be.
         serve: the server's loop.
         poll: seconds between two looks for replies; 0 where the Grid waits by itself.
+        patience: seconds to wait for them to show up.
+        needed: how many must be there then; 0 is all.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(Exchange(grid, clients, poll).ask)
+        serve(Exchange(grid, clients, poll, patience, needed).ask)
 
     return app

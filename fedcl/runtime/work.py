@@ -22,18 +22,24 @@ compat.stay_offline()
 
 
 def main(descriptor: int) -> None:
-    """Set up, say "ready", then answer messages until the parent is gone."""
+    """Answer messages until the parent is gone; a Setup comes before the first, and is answered by "ready"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
-    app = build(connection.recv())
-    connection.send("ready")
+    import torch  # noqa: F401  (while the parent does something else)
+
+    app: ClientApp | None = None
     while True:
         try:
-            message, context = connection.recv()
+            item = connection.recv()
         except EOFError:
             return
-        outcome = answer(app, message, context)
+        if isinstance(item, Setup):
+            app = build(item)
+            connection.send("ready")
+            continue
+        assert app is not None
+        outcome = answer(app, *item)
         connection.send(outcome)
         if outcome.fatal:
             return
@@ -43,6 +49,7 @@ def build(setup: Setup) -> ClientApp:
     """The ClientApp for all clients of the federation that is mapped here."""
     import torch
 
+    from fedcl import federation as federations
     from fedcl import methods
     from fedcl.client import Client
     from fedcl.config import Config
@@ -52,7 +59,13 @@ def build(setup: Setup) -> ClientApp:
     torch.set_num_threads(setup.threads)
     config = Config.model_validate_json(setup.config)
     config = config.model_copy(update={"run": config.run.model_copy(update={"device": setup.device})})
-    federation = shared.read_path(Path(setup.data)) if isinstance(setup.data, str) else shared.read(setup.data)
+    match setup.data:
+        case int(descriptor):
+            federation = shared.read(descriptor)
+        case str(path):
+            federation = shared.read_path(Path(path))
+        case None:
+            federation = federations.build(config)
     store = Store(Path(setup.store), durable=True)
     return apps.client_app(Client(config, federation, methods.build(config), store))
 

@@ -26,7 +26,9 @@ class Setup:
     """What a worker needs before its first message; small, the data lie in shared memory."""
 
     config: str  # JSON
-    data: int | str  # the federation: an inherited descriptor, or a path (`runtime.shared`)
+    data: (
+        int | str | None
+    )  # the federation: an inherited descriptor, a path (`runtime.shared`), or built from the config
     store: str  # folder of the clients' memories
     device: str
     threads: int
@@ -36,12 +38,12 @@ class Worker:
     """One process that does one message at a time.
 
     Args:
-        setup: what it is told first.
+        setup: what it is told first; None is not known yet: it imports torch meanwhile.
         environment: what differs from ours; the process sees it before its first import.
         log: file that its output is appended to.
     """
 
-    def __init__(self, setup: Setup, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, setup: Setup | None, environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         self.ready = False
         self.busy: str | None = None  # the id of the message that it is at
@@ -49,7 +51,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         # What this process can import, a worker can too.
         paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        inherited = [theirs.fileno(), *([setup.data] if isinstance(setup.data, int) else [])]
+        inherited = [theirs.fileno(), *([setup.data] if setup and isinstance(setup.data, int) else [])]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output, theirs:
             self.process = subprocess.Popen(
@@ -62,6 +64,12 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for the parent alone
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
+        if setup:
+            self.setup(setup)
+
+    def setup(self, setup: Setup) -> None:
+        """Tell it what to work on; it says when it is ready."""
+        self.ready = False
         self.connection.send(setup)
 
     def ask(self, identity: str, message: Message, context: Context, seconds: float) -> None:

@@ -1,0 +1,83 @@
+"""Keeps a few processes running, and their ids in a folder, until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+_PAUSE = 1.0  # seconds before a process that ended is started again
+_GRACE = 10.0  # seconds between asking a process to end and ending it
+
+
+class Stop(Exception):
+    """SIGTERM or Ctrl-C."""
+
+
+class Keeper:
+    """Started processes: each one's id is in `<folder>/pids/<name>`, its output in `<folder>/logs/<name>.log`.
+
+    Args:
+        folder: of the node.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kept: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._again: dict[str, float] = {}
+        for name in ("pids", "logs"):
+            (folder / name).mkdir(exist_ok=True)
+        self.note("keeper", os.getpid())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+
+    def note(self, name: str, pid: int) -> None:
+        """Write down a process's id, so that it can be stopped by it."""
+        (self.folder / "pids" / name).write_text(str(pid))
+
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start a process; `look` starts it again when it ends."""
+        self._kept[name] = (arguments, environment)
+        with (self.folder / "logs" / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                arguments, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._processes[name] = process
+        self.note(name, process.pid)
+        return process
+
+    def look(self) -> None:
+        """Start again what has ended, after a pause."""
+        for name, process in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            if name not in self._again:
+                self._again[name] = time.monotonic() + _PAUSE
+            elif time.monotonic() >= self._again[name]:
+                del self._again[name]
+                self.start(name, *self._kept[name])
+
+    def close(self) -> None:
+        """End all processes, the last one first, and forget their ids."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # this is the end already
+        for process in reversed(self._processes.values()):
+            process.terminate()
+        end = time.monotonic() + _GRACE
+        for process in self._processes.values():
+            try:
+                process.wait(max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for file in (self.folder / "pids").iterdir():
+            file.unlink()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stop

@@ -1,0 +1,69 @@
+"""What the folder of a server or of a hospital says: two small TOML files, read by the processes that work there."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedcl.contracts import FedclError
+from fedcl.toml import dumps
+
+
+class ServerNode(BaseModel):
+    """server.toml: the machine that the hospitals connect to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    host: str
+    """Its name or address, as the hospitals reach it."""
+    bind: str
+    """The address that the SuperLink listens on."""
+    port: int
+    hospitals: int
+    insecure: bool = False
+    """No TLS and no authentication: for a rehearsal only."""
+
+
+class HospitalNode(BaseModel):
+    """hospital.toml: one hospital."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    index: int
+    """Which client it is, from 0."""
+    hospitals: int
+    """How many there are."""
+    superlink: str
+    """host:port of the server."""
+    port: int
+    """On loopback, for the hospital's own processes."""
+    data: str = ""
+    """Folder of the hospital's own data; empty where each hospital simulates its part of a public data set."""
+    device: str = "cpu"
+    threads: int = 1
+    insecure: bool = False
+
+
+Node = TypeVar("Node", ServerNode, HospitalNode)
+
+
+def read(kind: type[Node], folder: Path) -> Node:
+    """The node that a folder describes.
+
+    Raises:
+        FedclError: there is none, or something in it is wrong.
+    """
+    file = folder / ("server.toml" if kind is ServerNode else "hospital.toml")
+    try:
+        return kind.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise FedclError(f"{file}: {error.strerror}; `fedcl deploy init` writes it") from error
+    except (ValueError, ValidationError) as error:
+        raise FedclError(f"{file}: {error}") from error
+
+
+def write(node: ServerNode | HospitalNode, folder: Path) -> None:
+    """Write server.toml or hospital.toml."""
+    name = "server.toml" if isinstance(node, ServerNode) else "hospital.toml"
+    (folder / name).write_text(dumps(node.model_dump()), encoding="utf-8")

@@ -1,0 +1,148 @@
+"""A whole deployment on this machine, on loopback: started, looked at, and stopped by process ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fedcl.contracts import FedclError
+from fedcl.deploy import nodes
+from fedcl.deploy.nodes import ServerNode
+from fedcl.runtime import flower
+
+_START = 120.0  # seconds for all nodes to be on-line
+_GRACE = 20.0  # seconds for a node to stop
+
+
+class Process(NamedTuple):
+    """One process of a node."""
+
+    node: str
+    name: str
+    pid: int
+    alive: bool
+
+
+def up(folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Start the server and every hospital, and wait until all are connected.
+
+    Raises:
+        FedclError: something of it runs already, or does not come up; then nothing is left running.
+    """
+    server = nodes.read(ServerNode, folder / "server")
+    if running := [process for process in status(folder) if process.alive]:
+        raise FedclError(f"{running[0].node} runs already (process {running[0].pid}); `fedcl deploy down {folder}`")
+    begin = time.monotonic()
+    try:
+        started = {"server": _start(folder / "server", "server")}
+        tell(f"server      {server.bind}:{server.port}")
+        _wait(started, lambda: (folder / "server/pids/ready").exists(), "the server did not come up")
+        for index in range(server.hospitals):
+            started[f"hospital-{index}"] = _start(folder / f"hospital-{index}", "hospital")
+        _wait(started, lambda: _online(folder) >= server.hospitals, "not every hospital is on-line")
+    except BaseException:
+        down(folder)
+        raise
+    tell(f"hospitals   {server.hospitals} on-line after {time.monotonic() - begin:.1f} s")
+
+
+def status(folder: Path) -> list[Process]:
+    """The processes that the nodes of a deployment have noted down."""
+    found = []
+    for place in sorted([folder / "server", *folder.glob("hospital-*")]):
+        for file in sorted((place / "pids").glob("*")):
+            if (text := file.read_text(encoding="utf-8")).isdigit():
+                found.append(Process(place.name, file.name, int(text), _is_ours(int(text), place)))
+    return found
+
+
+def down(folder: Path) -> list[Process]:
+    """Stop what runs; returns what that was."""
+    running = [process for process in status(folder) if process.alive]
+    for process in running:  # keepers stop their own, in order; then whatever a killed keeper left
+        if process.name == "keeper":
+            os.kill(process.pid, signal.SIGTERM)
+    end = time.monotonic() + _GRACE
+    while any(_alive(process.pid) for process in running) and time.monotonic() < end:
+        if not any(_alive(process.pid) for process in running if process.name == "keeper"):
+            _signal(running, signal.SIGTERM)
+        time.sleep(0.1)
+    _signal(running, signal.SIGKILL)
+    for file in [f for place in folder.iterdir() if place.is_dir() for f in (place / "pids").glob("*")]:
+        file.unlink(missing_ok=True)
+    return running
+
+
+def _start(place: Path, what: str) -> subprocess.Popen[bytes]:
+    (place / "logs").mkdir(exist_ok=True)
+    with (place / "logs" / "keeper.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fedcl", "deploy", what, str(place)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(started: dict[str, subprocess.Popen[bytes]], there: Callable[[], bool], trouble: str) -> None:
+    end = time.monotonic() + _START
+    while not there():
+        for name, process in started.items():
+            if process.poll() is not None:
+                log = Path(str(process.args[-1])) / "logs" / "keeper.log"  # type: ignore[index]
+                lines = log.read_text(encoding="utf-8").strip().splitlines()
+                raise FedclError(f"{name} ended: {lines[-1] if lines else 'without a word'}")
+        if time.monotonic() > end:
+            raise FedclError(f"{trouble} within {_START:g} s; the nodes' logs folders say why")
+        time.sleep(0.1)
+
+
+def _online(folder: Path) -> int:
+    """How many hospitals the SuperLink sees."""
+    done = subprocess.run(
+        [flower.command("flwr"), "supernode", "ls", flower.CONNECTION, "--format", "json"],
+        env=flower.environment(folder / "server" / "flower"), capture_output=True, text=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        listed = json.loads(done.stdout)
+    except ValueError:
+        return 0
+    return sum(node.get("status") == "online" for node in listed.get("nodes", []))
+
+
+def _signal(processes: list[Process], number: signal.Signals) -> None:
+    for process in processes:
+        if _alive(process.pid):
+            os.kill(process.pid, number)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return _exists(pid) if not Path("/proc/self").exists() else False
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _is_ours(pid: int, place: Path) -> bool:
+    """Whether a process is alive and still the one that was noted down: ids are used again after a restart."""
+    if not _alive(pid):
+        return False
+    try:
+        said = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return True  # no such files on this system
+    return str(place.absolute()).encode() in said or b"fedcl.runtime.work" in said or str(place).encode() in said
