@@ -21,7 +21,7 @@ def check(tree: Tree) -> list[ConfigError]:
 
     Plug-ins are imported only where options are given for them.
     """
-    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree), *_device(tree)]
+    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree), *_device(tree), *_own(tree)]
 
 
 def _names(tree: Tree) -> Iterator[ConfigError]:
@@ -117,6 +117,15 @@ def _device(tree: Tree) -> Iterator[ConfigError]:
         return
     if bf16 == "bf16" and name.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield ConfigError("run.precision", bf16, f"{name} has no bfloat16; take float32")
+
+
+def _own(tree: Tree) -> Iterator[ConfigError]:
+    if not _get(tree, "data.own"):
+        return
+    if _text(tree, "run.runtime") != "superlink":
+        yield ConfigError("data.own", True, 'is for run.runtime = "superlink"; here the data are at hand')
+    if _text(tree, "federation.kind") in ("central", "joint"):
+        yield ConfigError("federation.kind", _text(tree, "federation.kind"), "pools data, which data.own forbids")
 
 
 def _options(key: str, name: str, found: list[Callable[..., Any]], given: Tree, skip: int) -> Iterator[ConfigError]:

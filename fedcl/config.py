@@ -32,6 +32,9 @@ class Data(Section):
     """Where the files lie; empty is $FEDCL_DATA, or else ~/.cache/fedcl."""
     options: dict[str, Value] = {}
     """The data set's own options, for example samples of `synthetic`."""
+    own: bool = False
+    """Each hospital loads its own samples, from the folder that its hospital.toml names (`superlink`); the server
+    learns names and counts only."""
     fingerprint: str = ""
     """Set by `simulate(config, samples)`: data handed in from Python are a part of the run's identity."""
     val: Share = 0.1

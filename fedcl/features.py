@@ -15,18 +15,23 @@ from fedcl.config import Data
 from fedcl.contracts import FedclError
 
 
-def impute(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice]) -> Tensor:
+def lacking(x: Tensor, training: Sequence[slice]) -> tuple[int, ...]:
+    """The columns of x [N, F] in which some hospital's training samples miss a value."""
+    there = torch.stack([x[rows].isnan().any(0) for rows in training]).any(0)
+    return tuple(there.nonzero().flatten().tolist())
+
+
+def impute(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], flagged: Sequence[int]) -> Tensor:
     """Fill NaN with the median of the hospital's own training samples: x [N, F] → flags [N, K] in 0, 1.
 
-    Each column in which any hospital's training samples lack a value gets a flag, in all hospitals alike.
+    The K columns in which any hospital's training samples lack a value get a flag, in all hospitals alike.
     A column that a hospital never measured stays NaN here; after `normalize` it is to be 0, the mean.
     """
     unknown = x.isnan()
-    lacking = torch.stack([unknown[rows].any(0) for rows in training]).any(0)
     for rows, own in zip(hospitals, training, strict=True):
         median = x[own].nanquantile(0.5, dim=0)
         x[rows] = torch.where(unknown[rows], median, x[rows])
-    return unknown[:, lacking].float()
+    return unknown[:, list(flagged)].float()
 
 
 def normalize(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], how: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ class Cache:
         return batch
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a hospital that holds its own data stands among the others, as the server says."""
+
+    client: int
+    names: tuple[str, ...]  # of all hospitals
+    schedule: streams.Schedule
+    flagged: tuple[int, ...]  # columns in which some hospital misses values
+
+
 @dataclass(frozen=True, eq=False)
 class Federation:
     """All data of a run in one tensor, sorted by hospital and split: most batches are views into it."""
@@ -53,6 +63,7 @@ class Federation:
     members: tuple[tuple[int, ...], ...]  # client → the hospitals whose data it holds; all where data are pooled
     groups: tuple[tuple[int, ...], ...]  # the clients that average together
     schedule: streams.Schedule  # [stage][client] → tasks to train; () also where the client has no samples of it
+    flagged: tuple[int, ...]  # columns whose missing values the last features flag
     _counts: np.ndarray  # [hospitals, tasks, 3, classes] int64
     _x: Tensor  # [N, *shape] float32
     _y: Tensor  # [N] int64
@@ -109,6 +120,7 @@ class Federation:
             "shape": list(self.shape),
             "members": [list(hospitals) for hospitals in self.members],
             "groups": [list(clients) for clients in self.groups],
+            "flagged": list(self.flagged),
             "schedule": [[list(now) for now in stage] for stage in self.schedule],
             "counts": self._counts.tolist(),
         }
@@ -123,42 +135,50 @@ class Federation:
             yield int(self._samples[row]), hospital, split_names[part], self.classes[labels[row]]
 
 
-def build(config: Config, samples: Samples | None = None) -> Federation:
+def build(config: Config, samples: Samples | None = None, place: Place | None = None) -> Federation:
     """Load, partition, split, impute, normalise, and deal out the tasks.
 
     Args:
         config: the whole experiment.
         samples: the data, where they are not to be loaded from `config.data`.
+        place: of the one hospital whose own samples these are, with class ids that all agree on.
 
     Raises:
         FedclError: the data are missing or damaged, or cannot give this partition or these tasks.
     """
     samples = datasets.load(config.data) if samples is None else samples
     hospitals, seed = config.federation.clients, config.seed
-    owner = partition.assign(samples, config.partition, hospitals, seed)
+    owner = (
+        np.full(len(samples.y), place.client) if place else partition.assign(samples, config.partition, hospitals, seed)
+    )
     parts = partition.split(samples, owner, config.data, seed)
-    partition.check(owner, parts, config.partition, hospitals)
+    if place:
+        samples = replace(samples, site=owner, sites=place.names)
+    else:
+        partition.check(owner, parts, config.partition, hospitals)
     drafts = streams.build(samples, config.stream, seed, samples.x.shape[1:])
     inside = np.stack([streams.members(task, samples) for task in drafts])
     first = np.where(inside.any(0), inside.argmax(0), len(drafts))
     order = np.lexsort((first, parts, owner))  # stable; a task's samples lie together
     starts = np.searchsorted((owner * 3 + parts)[order], np.arange(hospitals * 3 + 1))
-    x = _features(samples, order, starts, config)
+    x, flagged = _features(samples, order, starts, config, place.flagged if place else None)
     shape = tuple(x.shape[1:])
     # Flags of missing values are features too: a permutation has to know of them.
     tasks = drafts if shape == samples.x.shape[1:] else streams.build(samples, config.stream, seed, shape)
     counts = _count(
         inside, (owner * 3 + parts) * len(samples.classes) + samples.y, (hospitals, 3, len(samples.classes))
     )
-    members, groups = _who(config.federation.kind, hospitals)
+    members, groups = who(config.federation.kind, hospitals)
+    names = samples.sites if config.partition.name == "site" else tuple(f"hospital {k}" for k in range(hospitals))
     return Federation(
         tasks=tasks,
         shape=shape,
         classes=samples.classes,
-        names=samples.sites if config.partition.name == "site" else tuple(f"hospital {k}" for k in range(hospitals)),
+        names=place.names if place else names,
         members=members,
         groups=groups,
-        schedule=_schedule(config, tasks, members, counts),
+        schedule=place.schedule if place else schedule(config, tasks, members, counts),
+        flagged=flagged,
         _counts=counts,
         _x=x,
         _y=torch.from_numpy(samples.y[order]),
@@ -168,15 +188,19 @@ def build(config: Config, samples: Samples | None = None) -> Federation:
     )
 
 
-def _features(samples: Samples, order: np.ndarray, starts: np.ndarray, config: Config) -> Tensor:
-    """The samples in order, as the model sees them: [N, *shape] float32."""
+def _features(
+    samples: Samples, order: np.ndarray, starts: np.ndarray, config: Config, flagged: tuple[int, ...] | None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The samples in order, as the model sees them, [N, *shape] float32, and the columns with flags."""
     x = torch.from_numpy(samples.x[order])
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
     hospitals = [slice(low, high) for low, high in zip(starts[:-1:3], starts[3::3], strict=True)]
     training = [slice(low, high) for low, high in zip(starts[:-1:3], starts[1::3], strict=True)]
-    flags = features.impute(x, hospitals, training) if samples.missing else None
+    if flagged is None:
+        flagged = features.lacking(x, training) if samples.missing else ()
+    flags = features.impute(x, hospitals, training, flagged) if samples.missing or flagged else None
     features.normalize(x, hospitals, training, features.method(config.data, samples.tabular))
-    return x if flags is None else torch.cat([x.nan_to_num_(0.0), flags], dim=1)
+    return (x if flags is None else torch.cat([x.nan_to_num_(0.0), flags], dim=1)), flagged
 
 
 def _count(inside: np.ndarray, cells: np.ndarray, sizes: tuple[int, int, int]) -> np.ndarray:
@@ -185,7 +209,7 @@ def _count(inside: np.ndarray, cells: np.ndarray, sizes: tuple[int, int, int]) -
     return np.stack([np.bincount(cells[mask], minlength=total).reshape(sizes) for mask in inside], axis=1)
 
 
-def _who(kind: str, hospitals: int) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+def who(kind: str, hospitals: int) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Client → hospitals, and the groups of clients that average together."""
     every = tuple(range(hospitals))
     alone = tuple((hospital,) for hospital in every)
@@ -194,7 +218,7 @@ def _who(kind: str, hospitals: int) -> tuple[tuple[tuple[int, ...], ...], tuple[
     return alone, alone if kind == "local" else (every,)
 
 
-def _schedule(
+def schedule(
     config: Config, tasks: tuple[Task, ...], members: tuple[tuple[int, ...], ...], counts: np.ndarray
 ) -> streams.Schedule:
     """The stream's schedule, without the tasks that a client has no training samples of."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl import augment, defaults, finish, infer, methods, plugins, report, rng, run_dir
+from fedcl import augment, defaults, finish, holdings, infer, methods, plugins, report, rng, run_dir
 from fedcl import federation as federations
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -58,7 +58,7 @@ def simulate(
     config = defaults.fill(config)
     if not fresh and run_dir.is_finished(config.directory(), config):
         return Result.load(config.directory())
-    federation = federations.build(config, samples)
+    federation = meet(config, samples)
     _probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
@@ -67,6 +67,15 @@ def simulate(
         return Result.load(run.path)
     finally:
         run.close()
+
+
+def meet(config: Config, samples: Samples | None = None) -> Federation:
+    """Who has what, when: from the data at hand, or from what hospitals say of their own."""
+    if not config.data.own:
+        return federations.build(config, samples)
+    from fedcl.runtime import superlink
+
+    return holdings.assemble(config, superlink.survey(config))
 
 
 def check(config: Config) -> None:

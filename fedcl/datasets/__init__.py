@@ -56,7 +56,7 @@ def load(data: Data) -> Samples:
     parts = []
     for name, (build, variant) in zip(names, plans, strict=True):
         own = {key: data.options[key] for key in plugins.options(build, skip=1) if key in data.options}
-        parts.append(_samples.check(name, _call(build, home(data.root), {**own, **variant})))
+        parts.append(_samples.check(name, _call(build, home(data.root), {**own, **variant}), not data.own))
     return parts[0] if len(parts) == 1 else _samples.join(names, parts)
 
 

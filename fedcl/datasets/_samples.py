@@ -9,8 +9,8 @@ import numpy as np
 from fedcl.contracts import UNASSIGNED, FedclError, Samples
 
 
-def check(name: str, samples: Samples) -> Samples:
-    """Refuse what would only fail, or mislead, much later."""
+def check(name: str, samples: Samples, whole: bool = True) -> Samples:
+    """Refuse what would only fail, or mislead, much later; where these are not all samples, a class may be rare."""
     x, y, count = samples.x, samples.y, len(samples.classes)
     columns = {"y": y, "site": samples.site, "split": samples.split, "origin": samples.origin}
     for column, values in columns.items():
@@ -38,7 +38,7 @@ def check(name: str, samples: Samples) -> Samples:
     if samples.missing and x.ndim != 2:
         raise FedclError(f"{name}: missing values are for tables [N, features], x has the shape {x.shape}")
     sizes = np.bincount(y, minlength=count)
-    if sizes.min() < 2:
+    if whole and sizes.min() < 2:
         rare = ", ".join(f"{samples.classes[k]!r} ({sizes[k]})" for k in np.flatnonzero(sizes < 2)[:5])
         raise FedclError(
             f"{name}: a class needs at least 2 samples, one to train and one to test; too few of: {rare}. "

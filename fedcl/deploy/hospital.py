@@ -18,7 +18,7 @@ from fedcl.deploy import nodes
 from fedcl.deploy.keeper import Keeper, Stop
 from fedcl.deploy.nodes import HospitalNode
 from fedcl.runtime import flower
-from fedcl.runtime.worker import Outcome, Setup, Worker
+from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
 _LOOK = 0.5  # seconds between two looks at the SuperNode
 _START = 300.0  # seconds for a worker to load a hospital's data
@@ -41,10 +41,16 @@ class Desk:
     def answer(self, message: Message, context: Context) -> Outcome:
         """The worker's answer; a worker that ends or takes too long is replaced."""
         config = Config.model_validate_json(str(context.run_config["config"]))
+        seconds = config.federation.client_timeout
         try:
-            self._prepare(context)
-            seconds = config.federation.client_timeout
-            self._worker.ask("message", message, context, seconds)
+            if message.metadata.message_type == SURVEY:
+                node = self._node
+                name = node.name or f"hospital {node.index}"
+                question = Survey(str(context.run_config["config"]), node.data, node.index, name)
+                self._worker.ask("survey", question, message, context)
+            else:
+                self._prepare(context)
+                self._worker.ask("message", message, context)
             answer = self._hear(seconds or config.federation.timeout)
         except (EOFError, OSError):
             why = self._worker.obituary()
@@ -78,7 +84,8 @@ class Desk:
             self.close()
             self._worker = self._start()
         store = self._folder / "store" / key
-        setup = Setup(text, None, str(store.absolute()), self._node.device, self._node.threads)
+        node, described = self._node, str(context.run_config["federation"])
+        setup = Setup(text, None, str(store.absolute()), node.device, node.threads, node.index, node.data, described)
         self._worker.setup(setup)
         self._hear(_START)
         self._digest = digest

@@ -38,6 +38,8 @@ class HospitalNode(BaseModel):
     """host:port of the server."""
     port: int
     """On loopback, for the hospital's own processes."""
+    name: str = ""
+    """As results name it; empty is "hospital <index>"."""
     data: str = ""
     """Folder of the hospital's own data; empty where each hospital simulates its part of a public data set."""
     device: str = "cpu"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +40,14 @@ def up(folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
     server = nodes.read(ServerNode, folder / "server")
     if running := [process for process in status(folder) if process.alive]:
         raise FedclError(f"{running[0].node} runs already (process {running[0].pid}); `fedcl deploy down {folder}`")
-    begin = time.monotonic()
+    begin, date = time.monotonic(), datetime.now(UTC)
     try:
         started = {"server": _start(folder / "server", "server")}
         tell(f"server      {server.bind}:{server.port}")
         _wait(started, lambda: (folder / "server/pids/ready").exists(), "the server did not come up")
         for index in range(server.hospitals):
             started[f"hospital-{index}"] = _start(folder / f"hospital-{index}", "hospital")
-        _wait(started, lambda: _online(folder) >= server.hospitals, "not every hospital is on-line")
+        _wait(started, lambda: _online(folder, date) >= server.hospitals, "not every hospital is on-line")
     except BaseException:
         down(folder)
         raise
@@ -66,15 +67,8 @@ def status(folder: Path) -> list[Process]:
 def down(folder: Path) -> list[Process]:
     """Stop what runs; returns what that was."""
     running = [process for process in status(folder) if process.alive]
-    for process in running:  # keepers stop their own, in order; then whatever a killed keeper left
-        if process.name == "keeper":
-            os.kill(process.pid, signal.SIGTERM)
-    end = time.monotonic() + _GRACE
-    while any(_alive(process.pid) for process in running) and time.monotonic() < end:
-        if not any(_alive(process.pid) for process in running if process.name == "keeper"):
-            _signal(running, signal.SIGTERM)
-        time.sleep(0.1)
-    _signal(running, signal.SIGKILL)
+    for mine in (False, True):  # hospitals first: a SuperNode takes leave, or its key is refused for a minute
+        _stop([process for process in running if (process.node == "server") == mine])
     for file in [f for place in folder.iterdir() if place.is_dir() for f in (place / "pids").glob("*")]:
         file.unlink(missing_ok=True)
     return running
@@ -102,8 +96,8 @@ def _wait(started: dict[str, subprocess.Popen[bytes]], there: Callable[[], bool]
         time.sleep(0.1)
 
 
-def _online(folder: Path) -> int:
-    """How many hospitals the SuperLink sees."""
+def _online(folder: Path, since: datetime) -> int:
+    """How many hospitals have connected since then."""
     done = subprocess.run(
         [flower.command("flwr"), "supernode", "ls", flower.CONNECTION, "--format", "json"],
         env=flower.environment(folder / "server" / "flower"), capture_output=True, text=True, timeout=60, check=False,
@@ -113,7 +107,19 @@ def _online(folder: Path) -> int:
         listed = json.loads(done.stdout)
     except ValueError:
         return 0
-    return sum(node.get("status") == "online" for node in listed.get("nodes", []))
+    first = f"{since:%Y-%m-%d %H:%M:%S}"  # the SuperLink keeps nodes of an earlier start for a minute
+    return sum(node["status"] == "online" and node["online-at"] >= first for node in listed.get("nodes", []))
+
+
+def _stop(processes: list[Process]) -> None:
+    """Ask keepers, who stop their own; then whatever a killed keeper left; then all."""
+    keepers = [process for process in processes if process.name == "keeper"]
+    for group in (keepers, processes):
+        _signal(group, signal.SIGTERM)
+        end = time.monotonic() + _GRACE
+        while any(_alive(process.pid) for process in group) and time.monotonic() < end:
+            time.sleep(0.05)
+    _signal(processes, signal.SIGKILL)
 
 
 def _signal(processes: list[Process], number: signal.Signals) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 
 
@@ -29,7 +30,19 @@ from flwr.common.constant import ErrorCode  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
-__all__ = ["APP_CRASHED", "APP_RAISED", "Run", "empty_run", "failure", "identify", "request", "stamp", "stay_offline"]
+__all__ = [
+    "APP_CRASHED",
+    "APP_RAISED",
+    "Run",
+    "empty_run",
+    "failure",
+    "identify",
+    "reason",
+    "request",
+    "stamp",
+    "stay_offline",
+    "unavailable",
+]
 
 APP_RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 APP_CRASHED = int(ErrorCode.CLIENT_APP_CRASHED)
@@ -57,6 +70,20 @@ def stamp(message: Message) -> str:
 def request(message: Message, content: RecordDict) -> Message:
     """A message as its receiver gets it: the same metadata around other content."""
     return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload,no-any-return]
+
+
+def reason(reply: Message) -> str:
+    """Why an error reply says that it failed, without what Flower wraps around it."""
+    said = reply.error.reason or "unknown error"
+    wrapped = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", said, re.DOTALL)
+    if not wrapped:
+        return said
+    return wrapped[2] if wrapped[1] == "RuntimeError" else f"{wrapped[1]}: {wrapped[2]}"
+
+
+def unavailable(reply: Message) -> bool:
+    """Whether an error reply says that its node was away, which may pass."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def failure(request: Message, reason: str, code: int = APP_RAISED) -> Message:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 import fedcl
 from fedcl.contracts import Answer, FedclError, Job
-from fedcl.runtime import wire
+from fedcl.runtime import compat, wire
 
 _TYPES = {"train": "train", "consolidate": "query.consolidate", "evaluate": "evaluate"}
 IDENTIFY = "query.identify"
@@ -20,6 +20,33 @@ IDENTIFY = "query.identify"
 def versions() -> dict[str, str]:
     """What must agree between the server and its clients, and what is good to know."""
     return {"fedcl": fedcl.__version__, "flwr": metadata.version("flwr"), "torch": metadata.version("torch")}
+
+
+class Roll:
+    """Asks each node the same question, when it shows up, and again after an error.
+
+    Args:
+        grid: any of Flower's.
+        kind: type of the message, which is empty.
+    """
+
+    def __init__(self, grid: Grid, kind: str) -> None:
+        self._grid, self._kind = grid, kind
+        self._asked: set[int] = set()
+        self._open: dict[str, int] = {}  # question → node
+
+    def look(self) -> Iterator[tuple[int, Message]]:
+        """The replies that have come since: (node, reply)."""
+        new = sorted(set(self._grid.get_node_ids()) - self._asked)
+        questions = self._grid.push_messages([Message(RecordDict(), node, self._kind) for node in new]) if new else []
+        self._open |= dict(zip(questions, new, strict=True))
+        self._asked |= set(new)
+        while replies := self._grid.pull_messages(list(self._open)) if self._open else ():
+            for reply in replies:
+                node = self._open.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    self._asked -= {node} if reply.has_error() else set()
+                    yield node, reply
 
 
 class Exchange:
@@ -39,7 +66,7 @@ class Exchange:
     def __init__(self, grid: Grid, clients: int, poll: float = 0.05, patience: float = 300.0, needed: int = 0) -> None:
         self._grid, self._poll = grid, poll
         self._nodes: dict[int, int] = {}  # client → node
-        self._questions: dict[str, int] = {}  # open ones → node
+        self._roll = Roll(grid, IDENTIFY)
         self._trouble = ""  # the last reason why a node could not say who it is
         self._meet(clients, patience, needed or clients)
 
@@ -86,7 +113,7 @@ class Exchange:
         if reply is None:
             return Answer(client, None, f"no answer within {timeout:g} s", down, 0)
         if reply.has_error():
-            return Answer(client, None, reply.error.reason or "unknown error", down, 0)
+            return Answer(client, None, compat.reason(reply), down, 0)
         up = wire.size(reply.content)
         try:
             update = wire.decode_update(reply.content)
@@ -111,21 +138,15 @@ class Exchange:
             time.sleep(self._poll)
 
     def _look(self) -> None:
-        """Ask new nodes which client they are, and read who has said so; node ids say nothing (random on Ray)."""
-        known = {*self._nodes.values(), *self._questions.values()}
-        new = sorted(set(self._grid.get_node_ids()) - known)
-        asked = self._grid.push_messages([Message(RecordDict(), node, IDENTIFY) for node in new]) if new else []
-        self._questions |= dict(zip(asked, new, strict=True))
-        while replies := self._grid.pull_messages(list(self._questions)) if self._questions else ():
-            for reply in replies:
-                node = self._questions.pop(reply.metadata.reply_to_message_id, None)
-                if reply.has_error():
-                    self._trouble = reply.error.reason or "unknown error"
-                elif node is not None:
-                    self._nodes[_identity(reply.content)] = node
+        """Learn which client a new node is; node ids say nothing (random on Ray)."""
+        for node, reply in self._roll.look():
+            if reply.has_error():
+                self._trouble = compat.reason(reply)
+            else:
+                self._nodes[identity(reply.content)] = node
 
 
-def _identity(content: RecordDict) -> int:
+def identity(content: RecordDict) -> int:
     """The client that a node says it is.
 
     Raises:

@@ -89,7 +89,8 @@ class ProcessGrid(LocalGrid):
             del self._queue[identity]
             self._at_work[identity], self._began[identity] = message, time.monotonic()
             try:
-                worker.ask(identity, message, self._contexts[message.metadata.dst_node_id], self._patience)
+                context = self._contexts[message.metadata.dst_node_id]
+                worker.ask(identity, message, context, seconds=self._patience)
             except OSError:
                 self._replace(slot, worker, worker.obituary())
 

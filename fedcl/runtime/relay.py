@@ -24,6 +24,7 @@ server = ServerApp()
 @client.evaluate()
 @client.query("consolidate")
 @client.query("identify")
+@client.query("survey")
 def act(message: Message, context: Context) -> Message:
     """Let the hospital's worker answer."""
     place = str(context.node_config["worker"])

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,9 +26,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 import fedcl
+from fedcl.config import Config
 from fedcl.contracts import FedclError
-from fedcl.runtime import apps, compat, flower, local
+from fedcl.holdings import Holding
+from fedcl.runtime import apps, compat, exchange, flower, local
 from fedcl.runtime.apps import Launch
+from fedcl.runtime.exchange import Roll
+from fedcl.runtime.worker import SURVEY
 
 _CALL_BACK = 120.0  # seconds for the ServerApp to start
 _ANSWER = 300.0  # seconds for the SuperLink to take or give messages
@@ -115,19 +119,52 @@ class RelayGrid(Grid):
 
 def run(launch: Launch) -> None:
     """Submit the run to a SuperLink and serve it from here: returns when the ServerApp does."""
-    name, home = _connection(launch.config.run.connection)
-    environment = flower.environment(home)
     federation = launch.config.federation
     needed = max(1, round(federation.quorum * launch.clients))
     app = apps.server_app(launch.clients, launch.serve, _POLL, federation.join_timeout, needed)
+    described = json.dumps(launch.federation.describe()) if launch.config.data.own else ""
+    with _session(launch.config, launch.run.identity(), described, launch.tell) as grid:
+        local.serve(app, grid, grid.run.run_id)
+
+
+def survey(config: Config) -> list[Holding]:
+    """What every hospital says of its own data, by client.
+
+    Raises:
+        FedclError: not all of them are there, or one has no usable data.
+    """
+    count, patience = config.federation.clients, config.federation.join_timeout
+    found: dict[int, Holding] = {}
+    with _session(config, "", "", lambda text: None) as grid:
+        roll, end = Roll(grid, SURVEY), time.monotonic() + patience
+        while len(found) < count:
+            for _, reply in roll.look():
+                if reply.has_content():
+                    client = exchange.identity(reply.content)
+                    found[client] = Holding.unpack(str(reply.content.config_records["identity"]["holding"]))
+                elif not compat.unavailable(reply):
+                    raise FedclError(f"a hospital cannot say what it holds: {compat.reason(reply)}")
+            if time.monotonic() > end:
+                missing = sorted(set(range(count)) - set(found))
+                raise FedclError(f"hospitals {missing} of {count} did not show up within {patience:g} s")
+            time.sleep(_POLL)
+    return [found[client] for client in range(count)]
+
+
+@contextmanager
+def _session(config: Config, run: str, described: str, tell: Callable[[str], None]) -> Iterator[RelayGrid]:
+    """The Grid of a Flower run: submitted at the start, ended at the end, as failed where the block raises."""
+    name, home = _connection(config.run.connection)
+    environment = flower.environment(home)
     with tempfile.TemporaryDirectory(prefix="fedcl-") as private, _door(Path(private)) as (door, place):
         bundle = Path(private) / "fedcl_run"
-        _bundle(bundle, {"config": launch.config.model_dump_json(), "run": launch.run.identity(), "simulate": place})
+        given = {"config": config.model_dump_json(), "run": run, "federation": described, "simulate": place}
+        _bundle(bundle, given)
         number = _submit(bundle, name, environment)
-        launch.tell(f"run {number} of the SuperLink {name!r}")
+        tell(f"run {number} of the SuperLink {name!r}")
         grid = RelayGrid(_called_back(door, lambda: _story(number, name, environment)))
         try:
-            local.serve(app, grid, grid.run.run_id)
+            yield grid
         except BaseException as error:
             grid.close(f"{type(error).__name__}: {error}")
             raise

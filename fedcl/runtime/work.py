@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import signal
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedcl.runtime import compat
-from fedcl.runtime.worker import Outcome, Setup
+from fedcl.runtime.worker import Outcome, Setup, Survey
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -38,8 +40,11 @@ def main(descriptor: int) -> None:
             app = build(item)
             connection.send("ready")
             continue
-        assert app is not None
-        outcome = answer(app, *item)
+        if isinstance(item[0], Survey):
+            outcome = answer(functools.partial(survey, item[0]), *item[1:])
+        else:
+            assert app is not None
+            outcome = answer(app, *item)
         connection.send(outcome)
         if outcome.fatal:
             return
@@ -50,7 +55,7 @@ def build(setup: Setup) -> ClientApp:
     import torch
 
     from fedcl import federation as federations
-    from fedcl import methods
+    from fedcl import holdings, methods
     from fedcl.client import Client
     from fedcl.config import Config
     from fedcl.runtime import apps, shared
@@ -64,10 +69,26 @@ def build(setup: Setup) -> ClientApp:
             federation = shared.read(descriptor)
         case str(path):
             federation = shared.read_path(Path(path))
+        case None if setup.described:
+            federation = holdings.build(config, setup.own, setup.client, json.loads(setup.described))
         case None:
             federation = federations.build(config)
     store = Store(Path(setup.store), durable=True)
     return apps.client_app(Client(config, federation, methods.build(config), store))
+
+
+def survey(asked: Survey, message: Message, context: Context) -> Message:
+    """What this hospital says of its own data."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    from fedcl import holdings
+    from fedcl.config import Config
+    from fedcl.runtime.exchange import versions
+
+    config = Config.model_validate_json(asked.config)
+    holding = holdings.describe(config, asked.own, asked.client, asked.name)
+    said = ConfigRecord({"client": asked.client, "holding": holding.pack(), **versions()})
+    return Message(RecordDict({"identity": said}), reply_to=message)
 
 
 def answer(app: Callable[[Message, Context], Message], message: Message, context: Context) -> Outcome:

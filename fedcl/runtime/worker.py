@@ -20,6 +20,8 @@ from typing import Any
 
 from flwr.app import Context, Message
 
+SURVEY = "query.survey"
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -32,6 +34,19 @@ class Setup:
     store: str  # folder of the clients' memories
     device: str
     threads: int
+    client: int = -1  # where the hospital holds its own data: which it is,
+    own: str = ""  # their folder,
+    described: str = ""  # and the federation as the server describes it, JSON
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A question about a hospital's own data, before there is a federation."""
+
+    config: str  # JSON
+    own: str
+    client: int
+    name: str
 
 
 class Worker:
@@ -72,10 +87,10 @@ class Worker:
         self.ready = False
         self.connection.send(setup)
 
-    def ask(self, identity: str, message: Message, context: Context, seconds: float) -> None:
-        """Hand it a message; the answer is `receive`d when `connection` has something to read."""
+    def ask(self, identity: str, *question: Any, seconds: float = 0.0) -> None:
+        """Hand it a message and a context; the answer is `receive`d when `connection` has something to read."""
         self.busy, self.deadline = identity, time.monotonic() + (seconds or float("inf"))
-        self.connection.send((message, context))
+        self.connection.send(question)
 
     def receive(self) -> Any:
         """What it has sent: "ready" once, then an `Outcome` for each message.
