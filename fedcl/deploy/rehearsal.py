@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -77,10 +78,12 @@ def down(folder: Path) -> list[Process]:
 def _start(place: Path, what: str) -> subprocess.Popen[bytes]:
     (place / "logs").mkdir(exist_ok=True)
     with (place / "logs" / "keeper.log").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "fedcl", "deploy", what, str(place)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+    threading.Thread(target=process.wait, daemon=True).start()  # it is ours to bury, where we live longer than it
+    return process
 
 
 def _wait(started: dict[str, subprocess.Popen[bytes]], there: Callable[[], bool], trouble: str) -> None:

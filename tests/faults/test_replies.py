@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
-from small import model
+from small import assert_same, model
 
 from fedcl import client
 from fedcl.contracts import FedclError
+from fedcl.runtime.exchange import IDENTIFY
 from fedcl.runtime.inline import InlineGrid
 
 
@@ -90,24 +92,11 @@ def test_silence_ends_with_the_timeout(run, monkeypatch):
     pull = InlineGrid.pull_messages
 
     def silent(self, message_ids):
-        loud = [i for i in message_ids if self._waiting[i].metadata.dst_node_id != 1001]
+        about = {i: self._waiting[i].metadata for i in message_ids}
+        loud = [i for i, m in about.items() if m.dst_node_id != 1001 or m.message_type == IDENTIFY]
         return pull(self, loud)
 
-    def mute(self, message_ids):
-        return pull(self, message_ids) if not muted else silent(self, message_ids)
-
-    muted = True
-    meet = InlineGrid.send_and_receive
-
-    def loud_meeting(self, messages, *, timeout=None):
-        nonlocal muted
-        muted = False
-        replies = meet(self, messages, timeout=timeout)
-        muted = True
-        return replies
-
-    monkeypatch.setattr(InlineGrid, "pull_messages", mute)
-    monkeypatch.setattr(InlineGrid, "send_and_receive", loud_meeting)
+    monkeypatch.setattr(InlineGrid, "pull_messages", silent)
     result = run("run", federation={"timeout": 0.3}, stream={"tasks": 1, "classes": [[0, 1]]})
     faults = [record for record in result.records if record.phase == "fault"]
     assert {fault.client for fault in faults} == {1}
@@ -217,3 +206,21 @@ def test_a_shared_fisher_is_folded_once_a_stage(run, monkeypatch):
         data={"options": {"samples": 480}},
     )
     assert [len(weights) for weights in folds] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("extra", ["the same again", "one of an older round", "one that nobody asked for"])
+def test_an_answer_too_many_changes_nothing(run, monkeypatch, extra):
+    honest = run("honest")
+    pull, older = InlineGrid.pull_messages, []
+
+    def generous(self, message_ids):
+        replies = list(pull(self, message_ids))
+        older.extend(replies)
+        if extra == "one that nobody asked for" and replies:
+            stranger = copy.deepcopy(replies[0])
+            stranger.metadata.__dict__["_reply_to_message_id"] = "0123"
+            return [stranger, *replies]
+        return [*older[:1], *replies] if extra == "one of an older round" else [*replies, *replies]
+
+    monkeypatch.setattr(InlineGrid, "pull_messages", generous)
+    assert_same(honest, run("generous"))

@@ -17,8 +17,6 @@ from small import assert_same, model, numbers
 from fedcl.contracts import FedclError, Method
 from fedcl.simulation import simulate
 
-PROCESSES = {"run": {"runtime": "processes", "workers": 2}, "federation": {"clients": 3, "client_timeout": 60}}
-
 
 class Unlucky(Method):
     """Does to its own process what a file says, the first time that client 1 trains in the last stage."""
@@ -44,6 +42,7 @@ _MISHAPS = {
     "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "sleep": lambda: time.sleep(600),
+    "late": lambda: time.sleep(15),
     "memory": _out_of_memory,
     "raise": lambda: {}["the power"],
     "exit": lambda: os._exit(3),
@@ -53,6 +52,7 @@ SAID = {
     "segfault": "killed by SIGSEGV",
     "stop": "no answer within 3 s",
     "sleep": "no answer within 3 s",
+    "late": "no answer within 10 s",  # it comes in the next round, and is dropped
     "memory": "out of memory: CUDA out of memory",
     "raise": "KeyError: 'the power'",
     "exit": "exit code 3",
@@ -77,7 +77,10 @@ def test_a_worker_that_fails_costs_one_answer(small, tmp_path, what):
     config = small(
         method=name,
         methods={name: {"what": what, "once": str(once)}},
-        federation={"client_timeout": 3 if what in ("stop", "sleep") else 0},
+        federation={
+            "client_timeout": 3 if what in ("stop", "sleep") else 0,
+            "timeout": 10 if what == "late" else 3600,
+        },
         run={"output": str(tmp_path / "run"), "runtime": "processes", "workers": 2},
     )
     result = simulate(config)
@@ -87,7 +90,7 @@ def test_a_worker_that_fails_costs_one_answer(small, tmp_path, what):
     assert [SAID[what] in note for note in notes if note] == [True]
     assert SAID[what] in unescape((tmp_path / "run/report.html").read_text())  # who was missing, when and why
     assert not workers(tmp_path / "run")
-    if what != "raise":  # another process took its place
+    if what not in ("raise", "late"):  # another process took its place
         assert not os.path.exists(f"/proc/{once.read_text()}")
 
 

@@ -75,7 +75,7 @@ def test_an_unknown_device_is_told_with_those_that_are_there(devices, there):
 
 
 def test_the_environment_is_there_before_the_first_import(tmp_path, monkeypatch):
-    """A real worker process for each slot of two GPUs that are not there, with a start-up hook that tells what it sees."""
+    """A real process for each slot of two GPUs that are not there, with a start-up hook that tells what it sees."""
     hook = "import json, os, sys; print(json.dumps([os.environ.get('CUDA_VISIBLE_DEVICES'), 'torch' in sys.modules]))"
     (tmp_path / "sitecustomize.py").write_text(hook + "\nsys.stdout.flush()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
