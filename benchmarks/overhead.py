@@ -19,12 +19,12 @@ import torch
 
 from fedcl import federation as federations
 from fedcl import methods, rng
-from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event
 from fedcl.models import dynamic_net
 from fedcl.run_dir import RunDir
-from fedcl.runtime import apps, inline
+from fedcl.runtime import inline
+from fedcl.runtime.apps import Launch
 from fedcl.server import Server
 from fedcl.store import Store
 
@@ -97,14 +97,13 @@ def measure(clients: int, rounds: int, warm: int = 3) -> tuple[float, float, flo
 
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run", settings)
-        client = Client(settings, data, methods.build(settings), Store())
 
         def serve(ask: Ask) -> None:
             server = Server(settings, data, methods.build(settings), ask, run, between)
             server.run()
             state["params"] = server.state.groups[0].params
 
-        inline.run(apps.server_app(clients, serve), apps.client_app(client), clients)
+        inline.run(Launch(settings, data, Store(), run, between, serve))
         run.close()
     names = [name for name, _ in bare.net.named_parameters()]
     off = max(float((state["params"][n] - m).abs().max()) for n, m in zip(names, bare.mean, strict=True))

@@ -155,7 +155,7 @@ class Server:
                 current = [c for c in group.clients if self.federation.schedule[stage][c]]
                 behind = [c for c in current if self.state.late.get(c)]  # first things first
                 waiting = [c for c in current if c not in local and c not in behind]
-                uploads = {client: local[client] for client in group.clients if client in local}
+                uploads = {client: self._sums(group, *local[client]) for client in group.clients if client in local}
                 uploads |= self._consolidate(group, stage, waiting)
                 late = [c for c in current if c not in uploads]
                 for client in late:
@@ -165,15 +165,19 @@ class Server:
                 self._absorb(group, stage, uploads)
         self._evaluate(stage)
 
-    def _consolidate(self, group: Group, stage: int, clients: Sequence[int]) -> Uploads:
-        """Let clients keep what their method keeps of the stage's task; returns what those that answered sent."""
+    def _consolidate(self, group: Group, stage: int, clients: Sequence[int], params: Params | None = None) -> Uploads:
+        """Let clients keep what their method keeps of the stage's task; returns what those that answered sent.
+
+        They do so on the group's parameters, or on those of a stage that is past.
+        """
         last = self.config.train.rounds - 1
-        jobs = self._plan.consolidation(self.state, group, stage, clients)
+        on = group if params is None else replace(group, params=params)
+        jobs = self._plan.consolidation(self.state, on, stage, clients)
         collection = self._collection(jobs, stage, last)
         uploads: Uploads = {}
         for update in collection.updates(self._ask, self.config.federation.timeout):
             self._accept(group, update)
-            uploads[update.client] = (update.weight, update.extras)
+            uploads[update.client] = self._sums(group, update.weight, update.extras)
         self._log(stage, last, collection.records + _traffic("consolidate", [collection]))
         return uploads
 
@@ -184,21 +188,21 @@ class Server:
         """
         for past in sorted(group.snapshots):
             clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
-            then = replace(group, params=group.snapshots[past])
-            uploads = self._consolidate(then, past, clients)
-            group.statistics = infer.merge(group.statistics, [extras for _, extras in uploads.values()])
-            for client in uploads:
+            for client in self._consolidate(group, past, clients, group.snapshots[past]):
                 self.state.late[client].remove(past)
             if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
 
+    def _sums(self, group: Group, weight: float, extras: Params) -> tuple[float, Params]:
+        """Add a client's sums for inferring the task, at once: a thousand of them need not be kept."""
+        group.statistics = infer.merge(group.statistics, [extras])
+        return weight, infer.without(extras)
+
     def _absorb(self, group: Group, stage: int, uploads: Uploads) -> None:
-        """What a stage's consolidation sent: sums for inferring the task, and uploads of the method."""
+        """What the method's client halves sent at a stage's end goes to its server half."""
         sent = [uploads[client] for client in sorted(uploads)]
-        group.statistics = infer.merge(group.statistics, [extras for _, extras in sent])
         if "server" in self.method.hooks() and sent:
-            own = [(weight, infer.without(extras)) for weight, extras in sent]
-            group.method, group.broadcast = self.method.server(group.params, group.method, own)
+            group.method, group.broadcast = self.method.server(group.params, group.method, sent)
             group.broadcast_at = stage
 
     def _evaluate(self, stage: int) -> None:

@@ -7,6 +7,7 @@ retry, a late answer that the server dropped, or a resumed run never counts a sa
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,17 +20,20 @@ from fedcl.contracts import FedclError, Memory
 class Store:
     """Memories of the clients of one process: a cache before the folder `root/<client>/<version>.safetensors`.
 
-    In memory it keeps what the last Job started from and what came of it; on disk, what checkpoints name.
+    In memory it keeps what the last Job started from and what came of it; on disk, what checkpoints name, and what
+    there is no room for in memory.
 
     Args:
         root: the folder; None keeps everything in memory only.
         durable: nothing is cached and every version is on disk before it is answered for, because other processes
             work on the same folder, or because this one may be killed.
+        room: bytes of memory for the cache, where there is a folder.
     """
 
-    def __init__(self, root: Path | None = None, durable: bool = False) -> None:
-        self._root, self._durable = root, durable
-        self._cache: dict[int, dict[str, Memory]] = {}
+    def __init__(self, root: Path | None = None, durable: bool = False, room: int = 1 << 27) -> None:
+        self._root, self._durable, self._room = root, durable, room
+        self._cache: OrderedDict[int, dict[str, Memory]] = OrderedDict()  # the client used last comes last
+        self._bytes = 0
         self._written: set[tuple[int, str]] = set()
 
     def load(self, client: int, version: str) -> Memory:
@@ -42,9 +46,10 @@ class Store:
             return {}
         if self._durable:
             return self._read(client, version)
-        cached = self._cache.setdefault(client, {})
+        cached = self._cache.get(client, {})
         if version not in cached:
-            cached[version] = self._read(client, version)
+            cached = cached | {version: self._read(client, version)}
+            self._keep(client, cached)
         return dict(cached[version])
 
     def save(self, client: int, version: str, memory: Memory, start: str) -> None:
@@ -52,10 +57,10 @@ class Store:
         if self._durable and self._root is not None:
             self._put(client, version, memory)
             return
-        versions = self._cache.setdefault(client, {})
+        versions = self._cache.get(client, {})
         before = {start: versions[start]} if start in versions else {}
-        self._cache[client] = before | {version: memory}
         self._written.discard((client, version))
+        self._keep(client, before | {version: memory})
 
     def write(self, versions: Mapping[int, str]) -> None:
         """Put these versions on disk, where they are not yet: a checkpoint is about to name them.
@@ -91,8 +96,22 @@ class Store:
     def forget(self) -> None:
         """Drop what is cached: the next `load` reads the folder, as after a restart."""
         self._cache.clear()
+        self._bytes = 0
         files = self._root.glob("*/*.safetensors") if self._root is not None else ()
         self._written = {(int(file.parent.name), file.stem) for file in files}
+
+    def _keep(self, client: int, versions: dict[str, Memory]) -> None:
+        """Cache a client's versions; those of the clients that were not used for longest go to disk."""
+        self._bytes += _size(versions) - _size(self._cache.get(client, {}))
+        self._cache[client] = versions
+        self._cache.move_to_end(client)
+        while self._root is not None and self._bytes > self._room and len(self._cache) > 1:
+            other, old = self._cache.popitem(last=False)
+            self._bytes -= _size(old)
+            for version, memory in old.items():
+                if (other, version) not in self._written:
+                    self._put(other, version, memory)
+                    self._written.add((other, version))
 
     def _put(self, client: int, version: str, memory: Memory) -> None:
         """Write one version, beside its place and then there."""
@@ -121,3 +140,8 @@ class Store:
                     self._written.discard((client, version))
                     raise FedclError(f"client memory {path} is damaged ({error}); start anew with --fresh") from error
         raise FedclError(f"client {client} has no memory of version {version!r}; start anew with --fresh")
+
+
+def _size(versions: Mapping[str, Memory]) -> int:
+    """Bytes of a client's versions."""
+    return sum(value.nbytes for memory in versions.values() for value in memory.values())

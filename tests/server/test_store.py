@@ -63,3 +63,20 @@ def test_no_room_is_a_clear_error(tmp_path):
     store.save(0, "a", _memory(1), start="")
     with pytest.raises(FedclError, match="make room"):
         store.write({0: "a"})
+
+
+def test_what_has_no_room_in_memory_is_on_disk(tmp_path):
+    """Three clients of 4 bytes a version, and room for two versions."""
+    store = Store(tmp_path, room=8)
+    for client in range(3):
+        store.save(client, "a", _memory(client), start="")
+    assert [file.parent.name for file in sorted(tmp_path.glob("*/*"))] == ["0"]
+    store.save(0, "b", _memory(7), start="a")  # what it starts from is on disk already
+    assert store.load(0, "a")["ewc/fisher"].item() == 0
+    assert [store.load(client, "a")["ewc/fisher"].item() for client in (1, 2)] == [1, 2]
+    store.write({0: "b", 1: "a", 2: "a"})
+    store.prune([{0: "b", 1: "a", 2: "a"}] * 2)
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/*")} == {
+        f"{name}.safetensors" for name in ("0/b", "1/a", "2/a")
+    }
+    assert store.load(0, "b")["ewc/fisher"].item() == 7
