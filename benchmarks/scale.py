@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ def notify(event):
     if event.kind == "round":
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 simulate(config, notify=notify)
+peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(json.dumps(peaks))
 """
 
@@ -47,9 +47,8 @@ def measure(data: dict[str, object], partition: dict[str, object], clients: int,
         peaks = [peak / 1024 for peak in json.loads(done.stdout.splitlines()[-1])]
         lines = (json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines())
         seconds = [r["value"] for r in lines if (r["phase"], r["name"]) == ("train", "seconds")]
-    last = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    second = peaks[rounds : rounds + rounds // 2]  # of the second stage, which holds what consolidation left
-    return f"{statistics.median(seconds):10.2f} {peaks[0]:9.0f} {second[0]:9.0f} {second[-1]:9.0f} {last:9.0f}"
+    third = [peaks[-1 - len(peaks) // 4], peaks[-1]]  # after three quarters of the rounds, and after all
+    return f"{statistics.median(seconds):10.2f} {peaks[0]:9.0f} {third[0]:15.0f} {third[1]:11.0f}"
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
     loads: dict[str, tuple[dict[str, object], dict[str, object]]] = {"synthetic": (made, {"name": "iid"})}
     if datasets.find("mnist").found:
         loads["mnist"] = ({"name": "mnist"}, {"name": "shards", "shards": 2})
-    print("data        sampled  s a round   peak MB: round 1, stage 2 first round, and later, whole process")
+    print("data        sampled  s a round   peak MB: round 1, three quarters, whole process")
     for name, (data, partition) in loads.items():
         for sampled, rounds in ((5, 100), (arguments.clients, 4)):
             print(f"{name:10} {sampled:8d} {measure(data, partition, arguments.clients, sampled, rounds)}", flush=True)
