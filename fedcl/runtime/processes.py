@@ -104,6 +104,8 @@ class ProcessGrid(LocalGrid):
         self._failures[slot.index] = 0
         if identity and isinstance(outcome, Outcome):
             self._finish(identity, outcome)
+            if outcome.fatal:  # it ends by itself, and must not be handed anything in the meantime
+                self._replace(slot, worker, outcome.error)
 
     def _finish(self, identity: str, outcome: Outcome) -> None:
         message = self._at_work.pop(identity)

@@ -1,17 +1,17 @@
 """Clients in Ray actors, on this machine or on a Ray cluster: Flower's own simulation.
 
-Flower calls `run_simulation` deprecated in favour of `flwr run`, which fedcl reaches as `--runtime superlink`; every
-use of it is in this file. The server stays in the thread that called, as in the other ways to run, so that Ctrl-C and
-errors go their usual way; Flower's half works in a thread of its own, and only lends its Grid.
+Flower calls `run_simulation` deprecated in favour of `flwr run`, which fedcl reaches as `--runtime superlink`; its
+only use is here. The server stays in the thread that calls, as in every way to run, so that Ctrl-C and errors go their
+usual way; Flower's half runs in a thread of its own, and lends its Grid.
 
 A client that raises, runs out of memory or takes too long is an error for that client alone. An actor that is killed is
 started again by Ray and given its message once more: no sample counts twice, since a Job names the memory that it
 starts from. A message that ends its actor a second time is an error. An actor that stands still as a whole (SIGSTOP)
-answers nothing until the run ends, and its hospitals are missing.
+answers nothing until the run ends: its hospital is missing, and there is one actor less.
 
 A Ray that is started here listens on the loopback address only, wants a password, and ends with the run. A cluster
-(`run.address`) must have the run's directory under the same path on all nodes, for the data and the clients' memories
-lie there; Flower fills all of it with actors, so `run.workers` has no say.
+(`run.address`) must have the run's directory, where the data and the clients' memories lie, under the same path on all
+nodes; Flower fills all of it with actors, so `run.workers` has no say.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
@@ -45,9 +45,9 @@ from fedcl.runtime.apps import Launch
 from fedcl.runtime.worker import Outcome, Setup
 
 _POLL = 0.02  # seconds between two looks for replies; Flower hands out messages every 0.1 s
-_SWITCHES = {  # read when Ray is imported or started
+_QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or else Ray warns that this will be its default
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray prints when an actor ends; the run's faults say it
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray prints when an actor ends: the run's faults say it
 }
 _PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: no other machine joins, all ports are the loopback's
@@ -55,43 +55,31 @@ _PRIVATE = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
-
 # ── in the actors ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What an actor needs to know with every message; small, the data lie in a file."""
-
-    setup: Setup
-    written: int  # when the data were: no actor takes those of another run
-    patience: float  # seconds for one message
-    setting: str  # which says so
-
 
 _app = functools.lru_cache(maxsize=1)(lambda setup, written: work.build(setup))
 _hand = ThreadPoolExecutor(max_workers=1)
 _spent = threading.Event()  # this process is of no further use
 
 
-def client_app(desk: Desk) -> ClientApp:
-    """A ClientApp that leaves the work to the one that its process keeps."""
+def client_app(setup: Setup, patience: float) -> ClientApp:
+    """A ClientApp that leaves the work to the one that its process keeps; small, it travels with every message."""
     app = ClientApp()
-    act = functools.partial(answer, desk)
+    act = functools.partial(answer, setup, patience)
     for register in (app.train(), app.evaluate(), app.query("consolidate"), app.query("identify")):
         register(act)
     return app
 
 
-def answer(desk: Desk, message: Message, context: Context) -> Message:
-    """The reply to a message; what goes wrong is an error reply, in Flower's words only if this process ends."""
+def answer(setup: Setup, patience: float, message: Message, context: Context) -> Message:
+    """The reply to a message within so many seconds, or an error."""
     if _spent.is_set():
         os._exit(1)  # Ray starts another in its place, and hands it this message
     try:
-        app = _app(desk.setup, desk.written)
-        outcome = _hand.submit(work.answer, app, message, context).result(desk.patience)
+        app = _app(setup, os.stat(str(setup.data)).st_mtime_ns)  # never another run's
+        outcome = _hand.submit(work.answer, app, message, context).result(patience)
     except TimeoutError:
-        outcome = Outcome(None, None, f"no answer within {desk.patience:g} s ({desk.setting})", fatal=True)
+        outcome = Outcome(None, None, f"no answer within {patience:g} s (federation.client_timeout)", fatal=True)
     except Exception as error:
         outcome = Outcome(None, None, f"{type(error).__name__}: {error}")
     if outcome.fatal:
@@ -103,96 +91,157 @@ def answer(desk: Desk, message: Message, context: Context) -> Message:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one actor gets of a machine."""
+class Plan:
+    """How Ray is started or joined, and what an actor gets of it."""
 
     device: str
     threads: int
-    gpu: float = 0.0  # of one
+    actor: dict[str, float]  # Ray's options
+    init: dict[str, Any]  # of `ray.init`
+    environment: dict[str, str]  # meanwhile
 
-    def options(self) -> dict[str, int | float]:
-        """Ray's words for it. A killed actor is replaced, and its message tried once more."""
-        return {"num_cpus": self.threads, "num_gpus": self.gpu, "max_restarts": -1, "max_task_retries": 1}
 
-    def fits(self, nodes: list[dict[str, Any]]) -> int:
-        """How many actors Flower makes on these nodes."""
-        alive = [node["Resources"] for node in nodes if node["Resources"]]
-        room = [int(n.get("CPU", 0) / self.threads) for n in alive]
-        return sum(min(r, int(n.get("GPU", 0) / self.gpu)) if self.gpu else r for r, n in zip(room, alive, strict=True))
+def plan(run: Run, clients: int, there: Sequence[str]) -> Plan:
+    """What the config says, for so many clients and the devices of this machine (`placement.present`).
+
+    Raises:
+        FedclError: a device is not there, or the CPU is to work beside GPUs.
+    """
+    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # what we import, actors can
+    if run.address:
+        device, threads = "cuda:0" if "cuda" in (run.devices or run.device) else "cpu", max(run.threads, 1)
+        theirs = {name: value for name, value in os.environ.items() if name.startswith(("FLWR_", "HF_"))}
+        theirs |= paths | {"OMP_NUM_THREADS": str(threads)}
+        init: dict[str, Any] = {"address": run.address, "runtime_env": {"env_vars": theirs}}
+        environment = _QUIET
+    else:
+        slots = placement.place(run, [1.0] * clients, there).slots
+        device, threads = slots[0].inner, slots[0].threads
+        gpus = {s.device: s.environment["CUDA_VISIBLE_DEVICES"] for s in slots if s.device.startswith("cuda:")}
+        if len({slot.device for slot in slots}) > max(len(gpus), 1):
+            raise FedclError(f"run.devices: {run.devices!r}: Ray takes GPUs or the CPU, not both")
+        init = {"address": "local", "num_cpus": threads * len(slots), "num_gpus": len(gpus), "include_dashboard": False}
+        # Actors inherit ours: they start faster so than with an environment from Ray.
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus.values())}
+        environment = {**slots[0].environment, **visible, **paths, **_QUIET, **_PRIVATE}
+    # Ray counts in ten-thousandths: rounded down, so that all fit. A killed actor, and its message, get another try.
+    gpu = 10_000 // run.clients_per_device / 10_000 if device.startswith("cuda") else 0
+    actor = {"num_cpus": threads, "num_gpus": gpu, "max_restarts": -1, "max_task_retries": 1}
+    return Plan(device, threads, actor, init, environment)
 
 
 def run(launch: Launch) -> None:
     """Start Ray or join it, let Flower make its actors, and serve them from here; nothing of Ray outlives this call."""
-    config = launch.config
-    with _started(config.run, launch.clients) as (ray, share), _data(launch) as (data, written):
-        if not (count := share.fits(ray.nodes())):
-            raise FedclError(f"no node of the Ray cluster at {config.run.address} has room for a client: {share}")
-        where = f" of the cluster at {config.run.address}" if config.run.address else ""
-        launch.tell(f"placement: any client on any of {count} Ray actors{where} ({share.device}, {share.threads} threads)")
-        launch.run.write("placement.json", json.dumps({"actors": count, "share": share.options()}, indent=2))
-        limit = "client_timeout" if config.federation.client_timeout else "timeout"
+    config, limits = launch.config, launch.config.federation
+    planned = plan(config.run, launch.clients, placement.present())
+    with _terminable(), _ray(planned) as ray, _terminable(), _data(launch) as data:  # Ray sets a handler of its own
+        there = ray.cluster_resources()
+        needs = {"CPU": planned.actor["num_cpus"], "GPU": planned.actor["num_gpus"]}
+        actors = int(min(there.get(kind, 0) / need for kind, need in needs.items() if need))
+        where = f" of the cluster {config.run.address}" if config.run.address else ""
+        if not actors:
+            raise FedclError(f"there is no room{where} for a client, which needs {needs}; there is {there}")
+        launch.tell(f"placement: {actors} Ray actors{where} on {planned.device}, each for any hospital")
+        launch.run.write("placement.json", json.dumps({"actors": actors, "each": planned.actor}, indent=2))
         store = str(launch.run.path.absolute() / "clients")
-        setup = Setup(config.model_dump_json(), data, store, share.device, share.threads)
-        desk = Desk(setup, written, getattr(config.federation, limit), f"federation.{limit}")
-        with _quiet(), _grid(ray, client_app(desk), launch.clients, share) as grid:
+        setup = Setup(config.model_dump_json(), data, store, planned.device, planned.threads)
+        app = client_app(setup, limits.client_timeout or limits.timeout)  # after the latter, nobody waits for it
+        with _grid(ray, app, launch.clients, planned.actor) as grid:
             local.serve(apps.server_app(launch.clients, launch.serve, _POLL), grid, grid.run.run_id)
 
 
 @contextmanager
-def _grid(ray: Any, app: ClientApp, clients: int, share: Share) -> Iterator[Grid]:
+def _ray(planned: Plan) -> Iterator[Any]:
+    """Ray, begun here or joined."""
+    before = dict(os.environ)
+    os.environ.update(planned.environment)
+    try:
+        ray = importlib.import_module("ray")
+        if ray.is_initialized():
+            raise FedclError("Ray runs in this process already; ray.shutdown() ends it")
+        host, colon, port = planned.init["address"].rpartition(":")
+        if colon:
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for many minutes
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **planned.init)
+    except ImportError as error:
+        raise FedclError("--runtime ray needs Ray; pip install 'fedcl[ray]'") from error
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise FedclError(f"Ray at {planned.init['address']!r}: {error}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _terminable() -> AbstractContextManager[None]:
+    """SIGTERM unwinds, so that Ray ends and the data are deleted."""
+    return _handled(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+@contextmanager
+def _handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """A signal has this handler in the block, if this thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def _data(launch: Launch) -> Iterator[str]:
+    """The federation in a file that only this user can read."""
+    path = launch.run.path.absolute() / ".federation"
+    path.unlink(missing_ok=True)  # of a run that was killed
+    try:
+        with open(path, "xb", opener=functools.partial(os.open, mode=0o600)) as file:
+            shared.write(launch.federation, file)
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _grid(ray: Any, app: ClientApp, clients: int, actor: dict[str, float]) -> Iterator[Grid]:
     """The Grid of Flower's simulation, which runs in a thread until the block ends."""
-    simulate = _simulation()
+    try:
+        from flwr.simulation import run_simulation
+    except ImportError as error:
+        raise FedclError("this Flower has no run_simulation; take --runtime processes or superlink") from error
     door: queue.SimpleQueue[Grid | BaseException] = queue.SimpleQueue()
-    over = threading.Event()
-    server = ServerApp()
+    over, server, log = threading.Event(), ServerApp(), logging.getLogger("flwr")
 
     @server.main()
     def lend(grid: Grid, context: Context) -> None:
         door.put(grid)
         over.wait()
 
-    def work() -> None:
+    def simulate() -> None:
         try:
-            simulate(server, app, clients, backend_config={"client_resources": share.options()})
+            run_simulation(server, app, clients, backend_config={"client_resources": {**actor}})
         except BaseException as error:
             door.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    thread, level = threading.Thread(target=simulate, daemon=True), log.level
+    if "FLWR_LOG_LEVEL" not in os.environ:
+        log.setLevel(logging.CRITICAL + 1)  # what concerns the run is in its faults; the rest is a deprecation
     try:
+        thread.start()
         grid = door.get()
         if isinstance(grid, BaseException):
-            raise FedclError(f"Flower's simulation did not start: {grid}") from grid
+            raise FedclError(f"Flower's simulation does not start: {grid}") from grid
         yield grid
     finally:
-        over.set()
-        # Flower waits for its actors without limit, and keeps them to itself: one that hangs must be ended here.
-        for actor in [thing for thing in gc.get_objects() if isinstance(thing, ray.actor.ActorHandle)]:
-            ray.kill(actor)
-        thread.join()
-
-
-def _simulation() -> Callable[..., None]:
-    try:
-        from flwr.simulation import run_simulation
-    except ImportError as error:
-        raise FedclError(
-            "this Flower has no run_simulation any more; take --runtime processes, or superlink (see `fedcl deploy`)"
-        ) from error
-    return run_simulation
-
-
-@contextmanager
-def _started(run: Run, clients: int) -> Iterator[tuple[Any, Share]]:
-    """Ray, begun here or joined, and what of it an actor gets."""
-    paths = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}  # what we can import, actors can
-    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if run.address:
-        threads = max(run.threads, 1)
-        share = Share("cpu", threads)
-        passed = {name: value for name, value in os.environ.items() if name.startswith(("FLWR_", "HF_"))}
-        environment = _SWITCHES
-        given |= {"address": run.address, "runtime_env": {"env_vars": paths | passed | {"OMP_NUM_THREADS": str(threads)}}}
-    else:
-        slots = placement.place(run, [1.0] * clients, placement.present()).slots
-        ...
+        with _handled(signal.SIGINT, signal.SIG_IGN):  # seconds
+            over.set()
+            # Flower waits for its actors without limit, and keeps them to itself: here they are found and ended.
+            for handle in [thing for thing in gc.get_objects() if type(thing) is ray.actor.ActorHandle]:
+                ray.kill(handle)
+            thread.join()
+            log.setLevel(level)

@@ -155,7 +155,7 @@ def test_domains_transform_the_same_samples() -> None:
 
 
 def test_the_cache_forgets_what_was_unused_for_longest() -> None:
-    cache = federation._Cache(limit=250)
+    cache = federation.Cache(limit=250)
     made: list[str] = []
 
     def get(name: str) -> None:
