@@ -194,8 +194,9 @@ def _features(
     """The samples in order, as the model sees them, [N, *shape] float32, and the columns with flags."""
     x = torch.from_numpy(samples.x[order])
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
-    hospitals = [slice(low, high) for low, high in zip(starts[:-1:3], starts[3::3], strict=True)]
-    training = [slice(low, high) for low, high in zip(starts[:-1:3], starts[1::3], strict=True)]
+    there = [k for k in range(0, len(starts) - 1, 3) if starts[k + 3] > starts[k]]  # not so elsewhere
+    hospitals = [slice(starts[k], starts[k + 3]) for k in there]
+    training = [slice(starts[k], starts[k + 1]) for k in there]
     if flagged is None:
         flagged = features.lacking(x, training) if samples.missing else ()
     flags = features.impute(x, hospitals, training, flagged) if samples.missing or flagged else None

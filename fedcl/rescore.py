@@ -53,7 +53,9 @@ def rescore(run: Path, dataset: str = "", rule: str = "") -> Scored:
     if rule and config.model.heads == "shared":
         raise FedclError(f"--infer {rule}: a shared head answers by its own softmax; leave --infer out")
     rule = infer.resolve(rule or config.model.infer)
-    data = {"name": dataset, "options": {}} if dataset else {}
+    if config.data.own and not dataset:
+        raise FedclError(f"{run}: the hospitals hold the data, each its own; score it on another with --dataset")
+    data = {"name": dataset, "options": {}, "own": False} if dataset else {}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     hospitals = federation.build(config)
     _same(run, hospitals, config.data.name)

@@ -19,7 +19,7 @@ def show(config: Config) -> None:
     """Print the plan; nothing runs and nothing is written."""
     import torch
 
-    from fedcl import federation
+    from fedcl import simulation
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
     from fedcl.forecast import forecast
@@ -27,7 +27,7 @@ def show(config: Config) -> None:
     with terminal.told(FedclError):
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        hospitals = federation.build(config)
+        hospitals = simulation.meet(config)
         cost = forecast(config, hospitals)
         for line in (*_samples(hospitals), *_schedule(hospitals), *_cost(config, hospitals, cost)):
             typer.echo(line)

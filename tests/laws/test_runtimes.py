@@ -1,0 +1,31 @@
+"""The same federation in worker processes as in one: bit for bit. Ray and SuperLink have tests of their own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small import assert_same
+
+from fedcl import plugins
+
+CASES = {name: {"method": name} for name in plugins.names("methods")}
+CASES |= {
+    "a Fisher that is summed over hospitals": {"method": "ewc", "methods": {"ewc": {"share": "sum"}}},
+    "consolidation on local models": {"federation": {"consolidate_on": "local"}},
+    "optimiser state that is kept": {"train": {"optimizer": "adam", "lr": 0.01, "reset": "never"}},
+    "a share of the hospitals": {"federation": {"fraction": 0.5}},
+    "pooled data": {"federation": {"kind": "central"}},
+    "each alone": {"federation": {"kind": "local"}},
+    "another domain": {"stream": {"kind": "domain"}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes_do_what_one_process_does(run, case):
+    changes = CASES[case]
+    inline = run("inline", **changes)
+    workers = run("processes", **changes, **{"run": {"runtime": "processes", "workers": 2}})
+    assert_same(inline, workers)
+    placed = json.loads((workers.path / "placement.json").read_text())
+    assert len(placed["slots"]) == min(2, len(placed["clients"]))
