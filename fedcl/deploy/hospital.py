@@ -40,7 +40,10 @@ class Desk:
 
     def answer(self, message: Message, context: Context) -> Outcome:
         """The worker's answer; a worker that ends or takes too long is replaced."""
-        config = Config.model_validate_json(str(context.run_config["config"]))
+        try:
+            config = Config.model_validate_json(str(context.run_config["config"]))
+        except ValueError as error:
+            return Outcome(None, None, f"the run's config cannot be read here: {error}")
         seconds = config.federation.client_timeout
         try:
             if message.metadata.message_type == SURVEY:

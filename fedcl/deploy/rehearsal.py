@@ -79,7 +79,7 @@ def _start(place: Path, what: str) -> subprocess.Popen[bytes]:
     (place / "logs").mkdir(exist_ok=True)
     with (place / "logs" / "keeper.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedcl", "deploy", what, str(place)],
+            [sys.executable, "-m", "fedcl", "deploy", what, str(place.resolve())],
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     threading.Thread(target=process.wait, daemon=True).start()  # it is ours to bury, where we live longer than it
@@ -151,7 +151,7 @@ def _is_ours(pid: int, place: Path) -> bool:
     if not _alive(pid):
         return False
     try:
-        said = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        here = str(place.resolve())
+        return here in os.readlink(f"/proc/{pid}/fd/1") or here.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return True  # no such files on this system
-    return str(place.absolute()).encode() in said or b"fedcl.runtime.work" in said or str(place).encode() in said
+        return not Path("/proc/self").exists()  # a system without: believe it

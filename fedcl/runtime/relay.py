@@ -12,12 +12,15 @@ from __future__ import annotations
 from multiprocessing.connection import Client
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+import fedcl
+
 client = ClientApp()
 server = ServerApp()
+_FIRST = ("query.identify", "query.survey")  # what a hospital is asked before anything else
 
 
 @client.train()
@@ -26,7 +29,10 @@ server = ServerApp()
 @client.query("identify")
 @client.query("survey")
 def act(message: Message, context: Context) -> Message:
-    """Let the hospital's worker answer."""
+    """Let the hospital's worker answer; one of another version says only which it is."""
+    if message.metadata.message_type in _FIRST and context.run_config["fedcl"] != fedcl.__version__:
+        own = ConfigRecord({"client": int(context.node_config["partition-id"]), "fedcl": fedcl.__version__})
+        return Message(RecordDict({"identity": own}), reply_to=message)
     place = str(context.node_config["worker"])
     try:
         connection = Client(place, family="AF_UNIX")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket
@@ -120,7 +121,7 @@ class RelayGrid(Grid):
 def run(launch: Launch) -> None:
     """Submit the run to a SuperLink and serve it from here: returns when the ServerApp does."""
     federation = launch.config.federation
-    needed = max(1, round(federation.quorum * launch.clients))
+    needed = max(1, math.ceil(federation.quorum * launch.clients))
     app = apps.server_app(launch.clients, launch.serve, _POLL, federation.join_timeout, needed)
     described = json.dumps(launch.federation.describe()) if launch.config.data.own else ""
     with _session(launch.config, launch.run.identity(), described, launch.tell) as grid:
@@ -159,6 +160,7 @@ def _session(config: Config, run: str, described: str, tell: Callable[[str], Non
     with tempfile.TemporaryDirectory(prefix="fedcl-") as private, _door(Path(private)) as (door, place):
         bundle = Path(private) / "fedcl_run"
         given = {"config": config.model_dump_json(), "run": run, "federation": described, "simulate": place}
+        given["fedcl"] = fedcl.__version__
         _bundle(bundle, given)
         number = _submit(bundle, name, environment)
         tell(f"run {number} of the SuperLink {name!r}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from flwr.app import Context, Message, RecordDict
 
 import fedcl
 from fedcl import federation as federations
 from fedcl import methods
 from fedcl.client import Client
 from fedcl.contracts import FedclError, Job
-from fedcl.runtime import apps, exchange
+from fedcl.runtime import apps, compat, exchange, relay
 from fedcl.runtime.exchange import Exchange
 from fedcl.runtime.inline import InlineGrid
 from fedcl.store import Store
@@ -53,3 +57,26 @@ def test_a_quorum_begins_and_the_late_one_joins(grid, monkeypatch):
     nodes.append(1002)
     after = list(talk.ask([(client, job) for client in range(3)], timeout=5))
     assert [answer.error for answer in after] == ["", "", ""]
+
+
+def test_a_hospital_of_another_version_says_so_without_its_worker():
+    compat.identify(run_id=1, node_id=1)
+    question = Message(RecordDict(), 1000, exchange.IDENTIFY)
+    compat.stamp(question)
+    context = Context(1, 1000, {"partition-id": 2, "worker": "/nowhere"}, RecordDict(), {"fedcl": "9.9.9"})
+    reply = relay.act(question, context)
+    assert dict(reply.content.config_records["identity"]) == {"client": 2, "fedcl": fedcl.__version__}
+
+
+def test_a_hospital_whose_worker_is_down_says_so():
+    compat.identify(run_id=1, node_id=1)
+    question = Message(RecordDict(), 1000, "train")
+    context = Context(1, 1000, {"partition-id": 2, "worker": "/nowhere"}, RecordDict(), {"fedcl": fedcl.__version__})
+    with pytest.raises(RuntimeError, match=r"worker does not listen at /nowhere .*start script"):
+        relay.act(question, context)
+
+
+def test_the_shims_of_a_deployment_load_no_torch():
+    code = "import sys, fedcl.runtime.relay; print([m for m in ('torch', 'numpy.testing', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
