@@ -94,8 +94,8 @@ def _inference(tree: Tree) -> Iterator[ConfigError]:
 
 def _device(tree: Tree) -> Iterator[ConfigError]:
     name, names, bf16 = (_text(tree, f"run.{key}") for key in ("device", "devices", "precision"))
-    if names and _text(tree, "run.runtime") != "processes":
-        yield ConfigError("run.devices", names, 'is for run.runtime = "processes"; elsewhere it is run.device')
+    if names and _text(tree, "run.runtime") not in ("processes", "ray"):
+        yield ConfigError("run.devices", names, "is for the runtimes processes and ray; elsewhere it is run.device")
     elif names:
         from fedcl.contracts import FedclError
         from fedcl.runtime import placement

@@ -166,7 +166,7 @@ class Run(Section):
     device: str = "cpu"
     """torch device of the clients."""
     devices: str = ""
-    """`processes`: "cuda:0,cuda:1", or `auto` for every GPU, else the CPU; empty is `device`."""
+    """`processes`, `ray`: "cuda:0,cuda:1", or `auto` for every GPU, else the CPU; empty is `device`."""
     workers: Annotated[int, Field(ge=0)] = 0
     """`processes`, `ray`: clients at a time on the CPU; 0 is as many as cores (over `threads`) and clients."""
     clients_per_device: Positive = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,22 @@ def test_flags_state_the_defaults_of_the_config() -> None:
 
 def test_every_peer_can_be_named() -> None:
     assert {peer.value for peer in Peer} == set(COMPAT)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--devices", "cuda:7", "--runtime", "processes"), r"run\.devices.*'?cuda:7'?.*this machine has cpu"),
+        (("--devices", "cpu"), "for the runtimes processes and ray"),
+        (("--set", "data.own=true"), "superlink"),
+        (("--set", "data.own=true", "--runtime", "superlink", "--federation", "central"), "pools data"),
+        (("--runtime", "cluster"), "inline.*processes.*ray.*superlink"),
+    ],
+)
+def test_runtimes_that_cannot_be_are_wrong_settings(
+    fedcl: Fedcl, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    result = fedcl("simulate", *words, "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert re.search(said, result.stderr)
+    assert not (tmp_path / "run").exists()
