@@ -96,9 +96,6 @@ def deployed(folder: Path, deployment: Path, clients: int, rounds: int, times: P
 def main() -> None:
     """On Ray, two clients at a time."""
     clients, rounds, times = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    from fedcl.runtime import compat
-
-    compat.stay_offline()
     from flwr.simulation import run_simulation
 
     module: dict[str, object] = {"__name__": "stock_app"}

@@ -21,7 +21,15 @@ def check(tree: Tree) -> list[ConfigError]:
 
     Plug-ins are imported only where options are given for them.
     """
-    return [*_names(tree), *_methods(tree), *_sections(tree), *_inference(tree), *_device(tree), *_own(tree)]
+    return [
+        *_names(tree),
+        *_methods(tree),
+        *_sections(tree),
+        *_inference(tree),
+        *_device(tree),
+        *_own(tree),
+        *_runtime(tree),
+    ]
 
 
 def _names(tree: Tree) -> Iterator[ConfigError]:
@@ -117,6 +125,11 @@ def _device(tree: Tree) -> Iterator[ConfigError]:
         return
     if bf16 == "bf16" and name.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield ConfigError("run.precision", bf16, f"{name} has no bfloat16; take float32")
+
+
+def _runtime(tree: Tree) -> Iterator[ConfigError]:
+    if _text(tree, "run.runtime") == "ray" and importlib.util.find_spec("ray") is None:
+        yield ConfigError("run.runtime", "ray", "needs Ray; pip install 'fedcl[ray]'")
 
 
 def _own(tree: Tree) -> Iterator[ConfigError]:

@@ -1,34 +1,20 @@
-"""Every name of Flower that is not public API, and the switches that must be set before Flower is imported.
+"""Every name of Flower that is not public API.
 
 `tests/runtime/test_compat.py` names what fedcl leans on, so that a new Flower fails there first.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore import telemetry
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
-def stay_offline() -> None:
-    """Switch off Flower's telemetry and update check, Ray's statistics and Hugging Face's hub.
-
-    Flower reads its switches when it is imported, so this comes first in every process.
-    """
-    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-
-stay_offline()
-
-from flwr.app import Error, Message, RecordDict  # noqa: E402
-from flwr.common.constant import ErrorCode  # noqa: E402
-from flwr.supercore.run import Run  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+telemetry.FLWR_TELEMETRY_ENABLED = "0"  # for programs that have imported Flower before us
 
 __all__ = [
     "APP_CRASHED",
@@ -40,7 +26,6 @@ __all__ = [
     "reason",
     "request",
     "stamp",
-    "stay_offline",
     "unavailable",
 ]
 

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 from fedcl.contracts import FedclError
-from fedcl.runtime import compat
 
 CONNECTION = "hospitals"  # the name that a deployment gives its Flower connection
 
 
 def environment(home: Path) -> dict[str, str]:
     """Of every Flower process: a home of its own, nothing phoned home, quick polls, and our own commands first."""
-    compat.stay_offline()
     own = {
         "FLWR_HOME": str(home.absolute()),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",

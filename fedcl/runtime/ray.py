@@ -28,7 +28,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -49,6 +49,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or else Ray warns that this will be its default
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray prints when an actor ends: the run's faults say it
 }
+_OFFLINE = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # or else Ray asks which cloud this is
 _PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: no other machine joins, all ports are the loopback's
     "RAY_AUTH_MODE": "token",  # nor do other users of this machine
@@ -123,7 +124,7 @@ def plan(run: Run, clients: int, there: Sequence[str]) -> Plan:
         init = {"address": "local", "num_cpus": threads * len(slots), "num_gpus": len(gpus), "include_dashboard": False}
         # Actors inherit ours: they start faster so than with an environment from Ray.
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus.values())}
-        environment = {**slots[0].environment, **visible, **paths, **_QUIET, **_PRIVATE}
+        environment = {**slots[0].environment, **visible, **paths, **_QUIET, **_OFFLINE}
     # Ray counts in ten-thousandths: rounded down, so that all fit. A killed actor, and its message, get another try.
     gpu = 10_000 // run.clients_per_device / 10_000 if device.startswith("cuda") else 0
     actor = {"num_cpus": threads, "num_gpus": gpu, "max_restarts": -1, "max_task_retries": 1}
@@ -134,7 +135,8 @@ def run(launch: Launch) -> None:
     """Start Ray or join it, let Flower make its actors, and serve them from here; nothing of Ray outlives this call."""
     config, limits = launch.config, launch.config.federation
     planned = plan(config.run, launch.clients, placement.present())
-    with _terminable(), _ray(planned) as ray, _terminable(), _data(launch) as data:  # Ray sets a handler of its own
+    # The first puts back what was there, the second replaces Ray's own.
+    with _terminable(), _ray(planned, launch.tell) as ray, _terminable(), _data(launch) as data:
         there = ray.cluster_resources()
         needs = {"CPU": planned.actor["num_cpus"], "GPU": planned.actor["num_gpus"]}
         actors = int(min(there.get(kind, 0) / need for kind, need in needs.items() if need))
@@ -151,29 +153,41 @@ def run(launch: Launch) -> None:
 
 
 @contextmanager
-def _ray(planned: Plan) -> Iterator[Any]:
+def _ray(planned: Plan, tell: Callable[[str], None]) -> Iterator[Any]:
     """Ray, begun here or joined."""
-    before = dict(os.environ)
-    os.environ.update(planned.environment)
+    address, changes = planned.init["address"], planned.environment
+    if address == "local" and _first():
+        changes = changes | _PRIVATE
+    elif address == "local":
+        tell("Ray was imported before the run: it listens on all interfaces, and wants no password")
+    before = {name: os.environ[name] for name in changes if name in os.environ}
+    os.environ.update(changes)
     try:
         ray = importlib.import_module("ray")
         if ray.is_initialized():
             raise FedclError("Ray runs in this process already; ray.shutdown() ends it")
-        host, colon, port = planned.init["address"].rpartition(":")
+        host, colon, port = address.rpartition(":")
         if colon:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for many minutes
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **planned.init)
     except ImportError as error:
         raise FedclError("--runtime ray needs Ray; pip install 'fedcl[ray]'") from error
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        raise FedclError(f"Ray at {planned.init['address']!r}: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FedclError(f"Ray at {address!r}: {error}") from error
     finally:
-        os.environ.clear()
+        for name in changes:
+            os.environ.pop(name, None)
         os.environ.update(before)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@functools.cache
+def _first() -> bool:
+    """Whether Ray reads our switches: it does so once, when it is imported."""
+    return "ray" not in sys.modules
 
 
 def _terminable() -> AbstractContextManager[None]:
@@ -238,7 +252,7 @@ def _grid(ray: Any, app: ClientApp, clients: int, actor: dict[str, float]) -> It
             raise FedclError(f"Flower's simulation does not start: {grid}") from grid
         yield grid
     finally:
-        with _handled(signal.SIGINT, signal.SIG_IGN):  # seconds
+        with _handled(signal.SIGINT, signal.SIG_IGN):  # a few seconds, that nothing of Ray be left
             over.set()
             # Flower waits for its actors without limit, and keeps them to itself: here they are found and ended.
             for handle in [thing for thing in gc.get_objects() if type(thing) is ray.actor.ActorHandle]:

@@ -13,14 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedcl.runtime import compat
 from fedcl.runtime.worker import Outcome, Setup, Survey
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
-
-compat.stay_offline()
 
 
 def main(descriptor: int) -> None:

@@ -95,3 +95,12 @@ def test_nothing_phones_home(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith("done")
+
+
+@pytest.mark.parametrize("first", ["fedcl.runtime.apps", "fedcl.runtime.relay", "fedcl.runtime.work", "flwr.app"])
+def test_flowers_telemetry_is_off_whatever_is_imported_first(first):
+    code = f"import {first}, fedcl.runtime.compat; from flwr.supercore import telemetry as t; "
+    code += "print(t.FLWR_TELEMETRY_ENABLED)"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("FLWR_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "0"
