@@ -57,14 +57,15 @@ def memory(mark: str) -> float:
 
 def watch(words: list[str], mark: str, times: Path) -> tuple[float, list[float], float]:
     """Run a command: (seconds to the first round's end, seconds of each round, peak bytes)."""
-    begin, first, peak = time.monotonic(), 0.0, 0.0
+    begin, first, peak, next_look = time.monotonic(), 0.0, 0.0, 0.0
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(words, env={**os.environ, MARK: mark}, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             if not first and rounds(times):
                 first = time.monotonic() - begin
-            peak = max(peak, memory(mark))
-            time.sleep(0.1)
+            if time.monotonic() > next_look:  # which costs some milliseconds itself
+                peak, next_look = max(peak, memory(mark)), time.monotonic() + 1
+            time.sleep(0.05)
         if process.returncode:
             said.seek(0)
             raise SystemExit(f"{' '.join(words)}\n{said.read()[-3000:]}")

@@ -2,7 +2,7 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    config contracts rng plugins defaults toml                  the experiment, the records, where draws come from
+    errors config contracts rng plugins defaults toml           the experiment, the records, where draws come from
     datasets partition tasks features augment federation        what the hospitals hold, and when
     holdings                                                    the same where no one else sees it
     models _sample_grads fisher infer evaluate growth methods   what they train, remember and are asked

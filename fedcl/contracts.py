@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedcl.errors import FedclError as FedclError
+
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
 Phase = Literal["train", "consolidate", "evaluate"]
 TRAIN, VAL, TEST, UNASSIGNED = 0, 1, 2, -1
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
-
-
-class FedclError(Exception):
-    """Something that the user can mend: the message names the value and the way out."""
 
 
 @dataclass(frozen=True)

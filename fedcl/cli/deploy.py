@@ -30,8 +30,8 @@ def init(
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS, no keys: for rehearsals only.")] = False,
 ) -> None:
     """Write certificates, keys, start scripts, systemd units and a compose file."""
-    from fedcl.contracts import FedclError
     from fedcl.deploy import layout
+    from fedcl.errors import FedclError
 
     with terminal.told(FedclError):
         layout.write(folder, hospitals, host, port, data, insecure)
@@ -45,8 +45,8 @@ def init(
 @app.command()
 def up(folder: Folder) -> None:
     """Start the server and all hospitals on this machine."""
-    from fedcl.contracts import FedclError
     from fedcl.deploy import nodes, rehearsal
+    from fedcl.errors import FedclError
 
     with terminal.told(FedclError):
         rehearsal.up(folder, typer.echo)
@@ -79,8 +79,8 @@ def down(folder: Folder) -> None:
 @app.command()
 def server(folder: Folder) -> None:
     """What server/start.sh runs: the SuperLink, until it is stopped."""
-    from fedcl.contracts import FedclError
     from fedcl.deploy import server as node
+    from fedcl.errors import FedclError
 
     with terminal.told(FedclError):
         node.run(folder)
@@ -89,8 +89,8 @@ def server(folder: Folder) -> None:
 @app.command()
 def hospital(folder: Folder) -> None:
     """What hospital-k/start.sh runs: a SuperNode and its worker, until it is stopped."""
-    from fedcl.contracts import FedclError
     from fedcl.deploy import hospital as node
+    from fedcl.errors import FedclError
 
     with terminal.told(FedclError):
         node.run(folder)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 import tempfile
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedcl.config import Config
 from fedcl.deploy import nodes
 from fedcl.deploy.keeper import Keeper, Stop
 from fedcl.deploy.nodes import HospitalNode
-from fedcl.runtime import flower
+from fedcl.runtime import compat, flower, packing
 from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
 _LOOK = 0.5  # seconds between two looks at the SuperNode
@@ -128,7 +129,11 @@ def _serve(desk: Desk, visitor: socket.socket) -> None:
     """One message of one visitor; one that goes away early takes its message along."""
     visitor.settimeout(None)
     with Connection(visitor.detach()) as connection, contextlib.suppress(EOFError, OSError):
-        connection.send(desk.answer(*connection.recv()))
+        message, context = connection.recv()
+        outcome = desk.answer(compat.request(message, packing.unpack(message.content)), context)
+        if outcome.reply is not None and outcome.reply.has_content():
+            outcome = replace(outcome, reply=compat.request(outcome.reply, packing.pack(outcome.reply.content)))
+        connection.send(outcome)
 
 
 def _supernode(folder: Path, node: HospitalNode, place: str) -> list[str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import fedcl
-from fedcl.contracts import FedclError
 from fedcl.deploy import keys, nodes
 from fedcl.deploy.nodes import HospitalNode, ServerNode
+from fedcl.errors import FedclError
 from fedcl.runtime import flower
 
 _RUNTIME_PORT = 9094  # Flower's default; each hospital of one machine needs its own

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedcl.contracts import FedclError
+from fedcl.errors import FedclError
 from fedcl.toml import dumps
 
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from fedcl.contracts import FedclError
 from fedcl.deploy import nodes
 from fedcl.deploy.nodes import ServerNode
+from fedcl.errors import FedclError
 from fedcl.runtime import flower
 
 _START = 120.0  # seconds for all nodes to be on-line

@@ -9,10 +9,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from fedcl.contracts import FedclError
 from fedcl.deploy import nodes
 from fedcl.deploy.keeper import Keeper, Stop
 from fedcl.deploy.nodes import ServerNode
+from fedcl.errors import FedclError
 from fedcl.runtime import flower
 
 _START = 60.0  # seconds for the SuperLink to be healthy

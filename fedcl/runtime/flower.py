@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedcl.contracts import FedclError
+from fedcl.errors import FedclError
 
 CONNECTION = "hospitals"  # the name that a deployment gives its Flower connection
 
@@ -15,7 +15,7 @@ def environment(home: Path) -> dict[str, str]:
     """Of every Flower process: a home of its own, nothing phoned home, quick polls, and our own commands first."""
     own = {
         "FLWR_HOME": str(home.absolute()),
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         # Flower looks for its other commands there, and waits without a word if they are not.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",

@@ -30,14 +30,14 @@ import fedcl
 from fedcl.config import Config
 from fedcl.contracts import FedclError
 from fedcl.holdings import Holding
-from fedcl.runtime import apps, compat, exchange, flower, local
+from fedcl.runtime import apps, compat, exchange, flower, local, packing
 from fedcl.runtime.apps import Launch
 from fedcl.runtime.exchange import Roll
 from fedcl.runtime.worker import SURVEY
 
 _CALL_BACK = 120.0  # seconds for the ServerApp to start
 _ANSWER = 300.0  # seconds for the SuperLink to take or give messages
-_POLL = 0.2  # seconds between two looks for replies
+_POLL = 0.3  # seconds between two looks for replies
 
 
 class RelayGrid(Grid):
@@ -73,11 +73,14 @@ class RelayGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Sequence[str]:
         """Send; returns their ids."""
         heads = ((m, m.metadata) for m in messages)
-        return list(self._call("push", [(m.content, d.dst_node_id, d.message_type, d.group_id) for m, d in heads]))
+        return list(
+            self._call("push", [(packing.pack(m.content), d.dst_node_id, d.message_type, d.group_id) for m, d in heads])
+        )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Sequence[Message]:
         """Replies that are there by now."""
-        return list(self._call("pull", list(message_ids)))
+        replies = self._call("pull", list(message_ids))
+        return [_unpacked(reply) for reply in replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
         """Push, then pull until all have answered or time is up."""
@@ -254,6 +257,14 @@ def _called_back(door: socket.socket, story: Any) -> Connection[Any, Any]:
         ) from None
     visitor.settimeout(None)
     return Connection(visitor.detach())
+
+
+def _unpacked(reply: Message) -> Message:
+    """A reply as its sender wrote it; what cannot be unpacked stays, and is refused where answers are read."""
+    try:
+        return compat.request(reply, packing.unpack(reply.content)) if reply.has_content() else reply
+    except (KeyError, ValueError, TypeError):
+        return reply
 
 
 def _gone() -> FedclError:
