@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import tempfile
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from fedcl.config import Config
-from fedcl.deploy import nodes
+from fedcl.deploy import launcher, nodes
 from fedcl.deploy.keeper import Keeper, Stop
 from fedcl.deploy.nodes import HospitalNode
 from fedcl.runtime import compat, flower, packing
@@ -111,7 +112,11 @@ def run(folder: Path) -> None:
         door.bind(place)
         door.listen()
         door.settimeout(_LOOK)
-        keeper.start("supernode", _supernode(folder, node, place), flower.environment(folder / "flower"))
+        environment = flower.environment(folder / "flower")
+        stubs, command = launcher.install(Path(private))
+        keeper.start("launcher", command, environment)
+        path = os.pathsep.join([str(stubs), environment["PATH"]])
+        keeper.start("supernode", _supernode(folder, node, place), environment | {"PATH": path})
         desk = Desk(folder, keeper)
         try:
             while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -45,8 +46,9 @@ class Keeper:
         self._kept[name] = (arguments, environment)
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                arguments, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+                arguments, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
         self._processes[name] = process
         self.note(name, process.pid)
         return process
@@ -60,6 +62,7 @@ class Keeper:
                 self._again[name] = time.monotonic() + _PAUSE
             elif time.monotonic() >= self._again[name]:
                 del self._again[name]
+                _end_group(process)
                 self.start(name, *self._kept[name])
 
     def close(self) -> None:
@@ -75,8 +78,15 @@ class Keeper:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            _end_group(process)
         for file in (self.folder / "pids").iterdir():
             file.unlink()
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what a process has started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
