@@ -84,15 +84,7 @@ class RelayGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Sequence[Message]:
         """Push, then pull until all have answered or time is up."""
-        missing = set(self.push_messages(messages))
-        end = time.monotonic() + (float("inf") if timeout is None else timeout)
-        replies: list[Message] = []
-        while missing and time.monotonic() < end:
-            found = self.pull_messages(sorted(missing))
-            missing -= {reply.metadata.reply_to_message_id for reply in found}
-            replies += found
-            time.sleep(0 if found else _POLL)
-        return replies
+        return local.send_and_receive(self, messages, timeout, _POLL)
 
     def close(self, error: str = "") -> None:
         """Let the ServerApp end, well or with an error."""
@@ -145,6 +137,8 @@ def survey(config: Config) -> list[Holding]:
             for _, reply in roll.look():
                 if reply.has_content():
                     client = exchange.identity(reply.content)
+                    if client >= count:
+                        raise FedclError(f"a hospital says that it is client {client}; there are {count} (--clients)")
                     found[client] = Holding.unpack(str(reply.content.config_records["identity"]["holding"]))
                 elif not compat.unavailable(reply):
                     raise FedclError(f"a hospital cannot say what it holds: {compat.reason(reply)}")
