@@ -5,11 +5,12 @@ The reading order, which is also the order of imports: a module imports only mod
     errors config contracts rng plugins defaults toml           the experiment, the records, where draws come from
     datasets partition tasks features augment federation        what the hospitals hold, and when
     holdings                                                    the same where no one else sees it
-    models _sample_grads fisher infer evaluate growth methods   what they train, remember and are asked
-    optimizers batches store device client                      one client's Job: the only training loop
+    models _sample_grads sample_moments fisher infer evaluate   what they train and are asked
+    growth methods                                              how they grow and remember
+    optimizers batches store device net client                  one client's Job: the only training loop
     aggregators mergers merge scores                            what the server makes of the answers
     units metrics results report run_dir                        what comes out
-    state plan collect privacy server                           the only round loop
+    state plan collect journal privacy server                   the only round loop
     runtime deploy                                              Flower: apps, wire, one file per way to run
     finish simulation                                           the whole story on one page
     forecast rescore explain choices settings summary view cli  around it

@@ -49,7 +49,8 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
 def _methods(tree: Tree) -> Iterator[ConfigError]:
     """Each method's options, and then whether the methods go together."""
     used, given = plugins.split(_text(tree, "method")), _table(tree, "methods")
-    sound = all(_load("methods", name) for name in used) if given or len(used) > 1 else False
+    usual = not given and _text(tree, "method") == Config().method
+    sound = not usual and all(_load("methods", name) for name in used)
     for name, options in given.items():
         plugin = _load("methods", name)
         wrong = []
@@ -69,7 +70,7 @@ def _together(tree: Tree) -> Iterator[ConfigError]:
     from fedcl.contracts import FedclError
 
     try:
-        methods.build(Config(method=_text(tree, "method"), methods=dict(_table(tree, "methods"))))
+        methods.build(Config.model_validate(dict(tree)))
     except FedclError as error:
         key, _, why = str(error).rpartition(": ")  # "methods.ewc: strength = -1 must be ≥ 0"
         yield ConfigError(key, None, why) if key else ConfigError("method", _get(tree, "method"), why)

@@ -6,22 +6,21 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fedcl import augment, batches, evaluate, infer, rng
-from fedcl.batches import Part
+from fedcl.batches import Drawn, Part
 from fedcl.config import Config
-from fedcl.contracts import Batch, Context, Job, Memory, Params, Task, Update
+from fedcl.contracts import Batch, Context, Job, Memory, Params, Step, Task, Update, role
 from fedcl.device import Device
 from fedcl.federation import Federation
 from fedcl.methods import Combination
-from fedcl.models import dynamic_net
 from fedcl.models._layers import draw_from
+from fedcl.net import Net
 from fedcl.optimizers import build as build_optimizer
 from fedcl.optimizers import recall, remember, step
 from fedcl.store import Store
@@ -44,16 +43,16 @@ class Client:
         self.store = store
         self._here = Device(config.run)
         self.device = self._here.torch
-        self.tasks = {task.id: task for task in federation.tasks}
-        self.net = dynamic_net.build(config.model, federation.shape, len(federation.classes)).to(self.device)
+        self._net = Net(config, federation, self.device)
+        self.net, self.tasks = self._net.net, self._net.tasks
         self._augment = augment.build(config.data.augment)
-        self._slots = sum(max(map(len, stage)) for stage in federation.schedule)
-        self._tensors: Params = {}
+        pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
+        self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
         self._hooks = method.hooks()
 
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client."""
-        self._load(job.arrays)
+        self._net.load(job.arrays)
         if job.phase == "evaluate":
             return self._evaluate(client, job)
         memory = start = self._here.memory(self.store.load(client, job.version))
@@ -61,6 +60,8 @@ class Client:
             memory = self.method.receive(self._here.memory(job.broadcast), memory)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
+        kept = sum(value.nbytes for value in memory.values())
+        update = replace(update, metrics={**update.metrics, "memory": float(kept)})
         if memory is start:
             return replace(update, version=job.version)
         version = f"{job.stage}-{job.round}-{job.phase}"
@@ -72,7 +73,13 @@ class Client:
     # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _train(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
-        parts = self._parts(client, job)
+        train, number = self.config.train, job.round % self.config.train.rounds
+        if "begin" in job.flags:
+            memory = batches.forget(memory) if any(key.startswith("stream/") for key in memory) else memory
+        parts = [
+            batches.arrived(train, self.config.seed, client, part, batches.since(train, part[0], memory), number + 1)
+            for part in self._parts(client, job)
+        ]
         samples = sum(len(batch.y) for _, batch in parts)
         if samples == 0:
             return Update(client, {}, 0.0, {"loss": 0.0}), memory
@@ -81,8 +88,8 @@ class Client:
         context = self._context(client, job, parts[0][0], "train")
         if "begin" in job.flags:
             memory = self.method.begin_task(context, params, memory)
-        loss, memory = self._fit(context, job, params, parts, memory)
-        metrics |= {"loss": loss, "samples": float(samples)}
+        loss, examples, memory = self._fit(context, job, params, parts, memory)
+        metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
         with torch.no_grad():
             if "local" in job.flags:
                 metrics |= self._local(client, job)
@@ -94,24 +101,29 @@ class Client:
 
     def _fit(
         self, context: Context, job: Job, params: Params, parts: list[Part], memory: Memory
-    ) -> tuple[float, Memory]:
-        """All epochs of a round: (mean loss, memory)."""
+    ) -> tuple[float, int, Memory]:
+        """All batches of a round: (mean loss, samples seen, memory)."""
         train, hooks, method = self.config.train, self._hooks, self.method
-        optimizer = build_optimizer(train, list(params.values()), job.lr, several=len(parts) > 1)
-        if train.reset == "never" or (train.reset == "task" and "begin" not in job.flags):
+        number, begin = job.round % train.rounds, "begin" in job.flags
+        several = len(parts) > 1 or not {role(name) for name in params}.isdisjoint(job.past)
+        optimizer = build_optimizer(train, list(params.values()), job.lr, several)
+        if train.reset == "never" or (train.reset == "task" and not begin):
             recall(optimizer, params, memory)
+        difficulty, offered = self._curriculum(job, parts, memory)
         self.net.train()
         draw_from(self.net, context.generator)
         plain = not hooks & {"loss", "penalty"}
         per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "observe"}
-        total, steps = torch.zeros((), device=self.device), 0
-        for task, batch, first in self._batches(context, job, parts):
+        total, steps, examples = torch.zeros((), device=self.device), 0, 0
+        for drawn in self._augmented(
+            context, job, batches.draw(train, context.generator, parts, number, begin, difficulty, offered)
+        ):
+            task, batch, first, progress = drawn
             if per_step:
-                context = replace(context, step=steps, task=task, forward=self._forward(task))
-            if first and "observe" in hooks:
-                memory = method.observe(context, batch, memory)
+                asks = self._net.answers(task, job) if steps == 0 or len(parts) > 1 else {}
+                context = replace(context, step=steps, task=task, progress=progress, **asks)
             if len(parts) > 1:
-                self._allow(task, job)
+                self._net.allow(task, job.seen)
             for parameter in params.values():
                 parameter.grad = None
             with self._here.autocast():
@@ -129,31 +141,49 @@ class Client:
                 step(optimizer)
                 if "edit_update" in hooks:
                     memory = self._edit_update(context, before, params, memory)
+                if first is not None and "observe" in hooks:
+                    memory = method.observe(context, params, Batch(batch.x[first], batch.y[first]), memory)
             total += loss.detach()
             steps += 1
+            examples += len(batch.y)
         if train.reset != "round":
             memory = remember(optimizer, params, memory)
-        return float(total) / max(steps, 1), memory
+        memory = batches.remember(train, parts, number, offered if "observe" in hooks else {}, memory)
+        return float(total) / max(steps, 1), examples, memory
 
-    def _batches(self, context: Context, job: Job, parts: list[Part]) -> Iterator[tuple[Task, Batch, bool]]:
+    def _augmented(self, context: Context, job: Job, found: Iterator[Drawn]) -> Iterator[Drawn]:
         """The round's batches; whatever augmentation draws comes from a stream of its own."""
-        found = batches.draw(self.config.train, context.generator, parts, "begin" in job.flags)
         if self._augment is None:
             yield from found
             return
         noise = rng.torch_stream(self.config.seed, "augment", client=context.client, round=job.round)
         with rng.torch_global_from(noise):
-            for task, batch, first in found:
-                yield task, Batch(self._augment(batch.x), batch.y), first
+            for drawn in found:
+                yield drawn._replace(batch=Batch(self._augment(drawn.batch.x), drawn.batch.y))
+
+    def _curriculum(self, job: Job, parts: list[Part], memory: Memory) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """For a curriculum: each sample's loss now, and which samples were offered in this stage already."""
+        if self.config.train.order != "curriculum":
+            return [], {}
+        offered = {}
+        for task, batch in parts:
+            key = f"{batches.OFFERED}{task.id}"
+            offered[task.id] = memory[key].clone() if key in memory else torch.zeros(len(batch.y), dtype=torch.bool)
+        self.net.eval()
+        losses = []
+        for task, batch in parts:
+            self._net.allow(task, job.seen)
+            losses.append(evaluate.losses(self.net, task, batch))
+        return losses, offered
 
     def _edit_grads(self, context: Context, params: Params, memory: Memory) -> None:
-        grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}
+        grads = _grads(params)
         for name, grad in self.method.edit_grads(context, params, grads, memory).items():
             params[name].grad = grad
 
     def _edit_update(self, context: Context, before: Params, params: Params, memory: Memory) -> Memory:
         after = {name: p.detach() for name, p in params.items()}
-        edited, memory = self.method.edit_update(context, before, after, memory)
+        edited, memory = self.method.edit_update(context, Step(before, _grads(params), after), memory)
         for name, value in edited.items():
             if value is not after[name]:
                 params[name].copy_(value)
@@ -163,19 +193,19 @@ class Client:
 
     def _consolidate(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
         memory, extras = self._end(client, job, memory)
-        samples = sum(len(batch.y) for _, batch in self._parts(client, job))
+        samples = sum(len(batch.y) for _, batch in self._consolidated(client, job))
         return Update(client, {}, float(samples), {}, extras), memory
 
     def _end(self, client: int, job: Job, memory: Memory) -> tuple[Memory, Memory]:
         """What the method keeps of the task, at the parameters that the net has now: (memory, what it sends)."""
         extras: Memory = {}
         self.net.eval()
-        for (task, batch), (_, held) in zip(self._parts(client, job), self._parts(client, job, "val"), strict=True):
+        parts = self._consolidated(client, job)
+        for (task, batch), (_, held) in zip(parts, self._parts(client, job, "val"), strict=True):
             if len(batch.y):
-                self._allow(task, job)
+                self._net.allow(task, job.seen)
                 context = self._context(client, job, task, "consolidate")
-                # The net is shared by all clients of the process: only what this Job brought is this client's.
-                params = {name: value for name, value in self._parameters() if name in job.arrays}
+                params = dict(self._net.parameters(job.arrays))
                 memory = self.method.end_task(context, params, batch, memory)
                 if infer.needs_statistics(self.config.model):
                     with torch.no_grad():
@@ -184,6 +214,15 @@ class Client:
         if "upload" in self._hooks:
             extras |= self.method.upload(memory)
         return memory, extras
+
+    def _consolidated(self, client: int, job: Job) -> list[Part]:
+        """The samples that came since the client last consolidated; all of the task's, unless it is a stream."""
+        train, number = self.config.train, job.round % self.config.train.rounds
+        every = train.consolidate_every if train.stream == "hybrid" else train.rounds
+        low = number // every * every
+        return [
+            batches.arrived(train, self.config.seed, client, part, low, number + 1) for part in self._parts(client, job)
+        ]
 
     def _evaluate(self, client: int, job: Job) -> Update:
         arrays: Params = {}
@@ -202,7 +241,7 @@ class Client:
         total = sum(len(batch.y) for _, batch in parts)
         right = 0.0
         for task, batch in parts:
-            self._allow(task, job)
+            self._net.allow(task, job.seen)
             right += evaluate.accuracy(self.net, task, batch) * len(batch.y)
         return {"validate/accuracy": right / total, "validate/n": float(total)} if total else {}
 
@@ -215,81 +254,42 @@ class Client:
             return {}
         return {"local/accuracy": evaluate.accuracy(self.net, task, batch), "local/n": float(len(batch.y))}
 
-    # ── the net and the data ─────────────────────────────────────────────────────────────────────────────────────
-
-    @torch.no_grad()
-    def _load(self, arrays: Params) -> None:
-        """Make the net hold what a Job brings, adding the modules that it does not have yet."""
-        fresh = False
-        for name in arrays:
-            head, _, rest = name.partition(".")
-            task = rest.partition(".")[0]
-            if head == "tasks" and task in self.tasks and task not in self.net.tasks:
-                self.net.add_task(task, len(self.tasks[task].classes), self.config.model.expansion_units)
-                fresh = True
-        if fresh or not self._tensors:
-            self._tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
-        for name, value in arrays.items():
-            self._tensors[name].copy_(value)
-
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, value) for name, value in self._tensors.items() if isinstance(value, torch.nn.Parameter))
+    # ── the data ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _trained(self, job: Job) -> Params:
         """The parameters of the Job that may move, by name; all others take no gradient."""
-        trained: Params = {}
-        for name, value in self._parameters():
-            moves = name in job.arrays and self.method.trainable(name, job.stage)
-            value.requires_grad_(moves)
-            if moves:
-                trained[name] = value
-        return trained
+        return self._net.train_only(name for name in job.arrays if self.method.trainable(name, job.stage))
 
     def _parts(self, client: int, job: Job, split: str = "train") -> list[Part]:
-        """(task, the client's samples with labels as the module's outputs) of the tasks of a Job."""
+        """(task, the client's samples with labels as the head's outputs) of the tasks of a Job."""
         parts = []
         for name in job.tasks:
             task = self.tasks[name]
             key = (client, task.index, split)
             batch = self._here.batch(key, functools.partial(self.federation.train_data, *key))
-            self._allow(task, job)
-            if self.net.owner(name) != dynamic_net.SHARED:
-                lookup = torch.zeros(len(self.federation.classes), dtype=torch.int64, device=self.device)
-                lookup[list(task.classes)] = torch.arange(len(task.classes), device=self.device)
-                batch = Batch(batch.x, lookup[batch.y])
-            parts.append((task, batch))
+            self._net.allow(task, job.seen)
+            parts.append((task, Batch(batch.x, self._net.labels(task, batch.y))))
         return parts
-
-    def _allow(self, task: Task, job: Job) -> None:
-        """Let a shared head's softmax see the classes that the config says."""
-        if self.net.owner(task.id) == dynamic_net.SHARED:
-            self.net.allow({"task": task.classes, "seen": job.seen, "all": None}[self.config.model.mask])
 
     def _test(self, hospital: int, task: Task) -> Batch:
         """A hospital's test samples of a task, with global class ids."""
         load = functools.partial(self.federation.batch, hospital, task.index, "test")
         return self._here.batch(("test of", hospital, task.index), load)
 
-    def _forward(self, task: Task) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-        """The forward function of a task; the net's own parameters skip the functional call."""
-
-        def forward(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            own = all(self._tensors.get(name) is value for name, value in params.items())
-            if own:
-                return self.net(x, task.id)  # type: ignore[no-any-return]
-            return functional_call(self.net, dict(params), (x, task.id))  # type: ignore[no-any-return]
-
-        return forward
-
     def _context(self, client: int, job: Job, task: Task, purpose: str) -> Context:
-        seed = self.config.seed
         return Context(
-            forward=self._forward(task),
+            **self._net.answers(task, job),
             net=self.net,
             task=task,
             stage=job.stage,
             client=client,
             lr=job.lr,
-            generator=rng.torch_stream(seed, purpose, client, task.index, job.round),
+            generator=rng.torch_stream(self.config.seed, purpose, client, task.index, job.round),
+            outputs=self._net.outputs,
+            buffers=self._net.buffers(job.arrays),
             slots=self._slots,
         )
+
+
+def _grads(params: Params) -> Params:
+    return {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in params.items()}

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Masks = Literal["none", "units", "weights"]
 Value = bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -74,7 +75,9 @@ class Stream(Section):
     order: Literal["index", "random"] = "index"
     """Order in which classes are dealt into tasks (`class`)."""
     max_angle: Annotated[float, Field(gt=0, le=360)] = 180.0
-    """Tasks are rotated by equal steps from 0 to this angle (`domain` rotated)."""
+    """Tasks are rotated by up to this angle (`domain` rotated)."""
+    angles: Literal["even", "random"] = "even"
+    """By equal steps from 0, or each by an angle of its own (`domain` rotated)."""
     permute_first: bool = False
     """Whether the first task is permuted too (`domain` permuted)."""
     schedule: Literal["same", "shuffled", "staggered", "table"] = "same"
@@ -93,8 +96,9 @@ class Model(Section):
     """The trunk, of `fedcl list models`."""
     options: dict[str, Value] = {}
     """The trunk's own options, for example hidden = [400, 400] of `mlp`."""
-    heads: Literal["task", "shared"] = "task"
-    """`task`: a module per task; `shared`: one linear head over all classes, the unseen ones masked."""
+    heads: Literal["task", "shared", "domain"] = "task"
+    """`task`: a module per task; `shared`: one linear head over all classes, the unseen ones masked; `domain`: one
+    linear head over a class's place in its task, so that all tasks have the same labels."""
     expansion_units: Positive = 32
     """Hidden units of a task's module."""
     weight_norm: bool = False
@@ -106,8 +110,21 @@ class Model(Section):
     """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all."""
     infer: str = "auto"
     """How the task is inferred where it is not known, of `fedcl.infer.RULES`; `auto` is the best for the heads."""
+    masks: Literal["auto", "none", "units", "weights"] = "auto"
+    """Each task sees the trunk through a mask over its units or its weights; `auto` is what the method needs."""
     weights: str = ""
     """A trunk's starting weights: safetensors, or a torchvision state dict (.pt, .pth)."""
+
+
+class Curriculum(Section):
+    """From the samples of the smallest loss to all of them, over the rounds of a stage."""
+
+    pacing: Literal["linear", "root", "quadratic", "step"] = "linear"
+    """How the share of samples grows from `start` to 1."""
+    start: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of samples, the easiest, that a stage begins with."""
+    full: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of the stage after which all are trained on."""
 
 
 class Train(Section):
@@ -126,7 +143,20 @@ class Train(Section):
     """Over the rounds of a stage: `cosine` to 0, `step` × 0.1 at 60 % and 85 %."""
     reset: Literal["round", "task", "never"] = "round"
     """When the optimiser's state is forgotten."""
-    shuffle: bool = True
+    stream: Literal["offline", "online", "hybrid"] = "offline"
+    """`offline`: epochs over the task's samples in each round; `online`: they arrive over the rounds of the stage, and
+    each is trained on once; `hybrid`: online, and what a method keeps is taken every `consolidate_every` rounds."""
+    consolidate_every: Positive = 5
+    """Rounds (`hybrid`)."""
+    order: Literal["random", "arrival", "curriculum"] = "random"
+    """`random`: shuffled in each epoch; `arrival`: as the data set has them; `curriculum`: easy ones first."""
+    curriculum: Curriculum = Curriculum()
+
+    @model_validator(mode="after")
+    def _one_pass(self) -> Self:
+        if self.order == "curriculum" and self.stream != "offline":
+            raise ValueError('a curriculum chooses among all samples: it needs train.stream = "offline"')
+        return self
 
 
 class Federation(Section):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
 
 Params = dict[str, Tensor]
@@ -71,6 +72,7 @@ class Job:
     lr: float = 0.0  # this round's learning rate
     version: str = ""  # the client memory to start from; "" is an empty one
     broadcast: Memory = field(default_factory=dict)  # what the server half of the method says
+    past: tuple[str, ...] = ()  # tasks of earlier stages, whose modules come along; only for methods that ask for them
     seen: tuple[int, ...] = ()  # global ids of the classes met so far, for shared heads
     # "validate": score the incoming model; "local": score the trained one;
     # "consolidate": do so on the trained one; "begin": the first round of the stage
@@ -114,6 +116,28 @@ class Event:
     facts: Mapping[str, Any]
 
 
+class Old(Protocol):
+    """(params, x [B, …]) → logits [B, outputs] of each softmax over what was learned in earlier stages, `ctx.past`.
+
+    One for each task that has a softmax of its own, otherwise one for all; none without earlier tasks.
+    """
+
+    def __call__(self, params: Mapping[str, Tensor], x: Tensor, teacher: bool = False) -> list[Tensor]:
+        """A teacher answers in evaluation mode and takes no gradient."""
+        ...
+
+
+class Each(Protocol):
+    """(params, x [B, …], index [B] of each sample's task) → logits [B, outputs], each by its own task's head.
+
+    -inf where a task has no such output. Tasks are those of now and of `ctx.past`.
+    """
+
+    def __call__(self, params: Mapping[str, Tensor], x: Tensor, index: Tensor, teacher: bool = False) -> Tensor:
+        """A teacher answers in evaluation mode and takes no gradient."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method may see besides parameters, batch and memory. Frozen; nothing in it remembers."""
@@ -125,22 +149,57 @@ class Context:
     client: int
     lr: float
     generator: torch.Generator  # the only source of randomness
+    past: tuple[Task, ...] = ()  # tasks of earlier stages whose modules are at hand, for `needs_past`
+    old: Old = lambda params, x, teacher=False: []
+    each: Each = lambda params, x, index, teacher=False: torch.empty(0)
+    outputs: int = 0  # of the widest head
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # the masks that the server decided, by name
     slots: int = 1  # times that a client consolidates in the whole run, at most
-    step: int = 0
+    step: int = 0  # of the round
+    progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the optimiser."""
+
+    before: Params  # the parameters before it; empty unless a method asks for them (`needs_before`)
+    grads: Params  # what the optimiser was given
+    after: Params
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands when the server half of a method is called between rounds."""
+
+    stage: int
+    round: int  # rounds of the stage that are done; 0 is before the first
+    rounds: int  # of a stage
+    current: tuple[str, ...]  # the stage's tasks
+    past: tuple[str, ...]  # those of earlier stages, unless they are current again
 
 
 class Method:
     """A continual-learning method: pure functions that remember in one flat dict of tensors.
 
     Every hook is optional, and the loop skips those that a method leaves alone. None may branch on a tensor's
-    value, and memory shapes do not change after `begin_task`. Options are the fields of the (frozen) subclass.
+    value in a step, and memory shapes change at consolidation only. Options are the fields of the (frozen) subclass.
     """
 
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
+    needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
+    masks: ClassVar[Masks] = "none"  # each task sees the trunk through a mask over its units, or over its weights
+    every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
+    edits_last: ClassVar[bool] = False  # what `edit_update` guarantees would be lost by an edit that follows
+    alone: ClassVar[bool] = False  # cannot be combined
 
     def conventions(self) -> Mapping[str, Any]:
         """What a number of this method cannot be compared without: kinds, reductions, factors. For the results."""
         return {}
+
+    def unfit(self, config: Config) -> str:
+        """Why the method cannot work with this net or this training; "" if it can."""
+        return ""
 
     def hooks(self) -> frozenset[str]:
         """The names of the hooks that the loop has to call: those that the class overrides."""
@@ -155,8 +214,8 @@ class Method:
         """Once, when a client starts a stage with a task."""
         return memory
 
-    def observe(self, ctx: Context, batch: Batch, memory: Memory) -> Memory:
-        """Each sample is offered once, for buffers."""
+    def observe(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Memory:
+        """Each sample is offered once a stage, after the step that saw it first, for buffers."""
         return memory
 
     def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
@@ -171,9 +230,9 @@ class Method:
         """Gradients before the optimiser sees them."""
         return grads
 
-    def edit_update(self, ctx: Context, before: Params, after: Params, memory: Memory) -> tuple[Params, Memory]:
-        """Parameters after the optimiser's step: proximal steps, projections, masks. `before` may be empty."""
-        return after, memory
+    def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
+        """(parameters after the step, memory): proximal steps, projections, masks, path integrals."""
+        return step.after, memory
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Consolidation on the merged model, with all of the client's training samples of the task."""
@@ -186,6 +245,10 @@ class Method:
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
         return state, {}
+
+    def merged(self, moment: Moment, params: Params) -> Params:
+        """Server half: before a stage and after each of its rounds, all parameters and masks of the merged model."""
+        return params
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Client half of the answer, before the client trains next."""

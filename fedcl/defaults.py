@@ -21,7 +21,13 @@ def fill(config: Config) -> Config:
     }
     changes: dict[str, Any] = {"methods": methods | {k: v for k, v in config.methods.items() if k not in methods}}
     model = _options(plugins.load("models", config.model.name), config.model.options, skip=1)
-    changes["model"] = config.model.model_copy(update={"options": model})
+    masks: str = config.model.masks
+    if masks == "auto":  # at most one method needs any
+        wanted = {getattr(plugins.load("methods", name), "masks", "none") for name in plugins.split(config.method)} - {
+            "none"
+        }
+        masks = wanted.pop() if wanted else "none"
+    changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})
     if "+" not in config.data.name:
         plugin = plugins.load("datasets", config.data.name.partition(":")[0])
         data = _options(plugin, config.data.options, skip=1)

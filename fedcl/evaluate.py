@@ -31,6 +31,13 @@ def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
 
 
 @torch.no_grad()
+def losses(net: DynamicNet, task: Task, data: Batch) -> Tensor:
+    """Cross-entropy of each sample [n], in the mode that the net is in; `data.y` holds the module's outputs."""
+    parts = zip(torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True)
+    return torch.cat([torch.nn.functional.cross_entropy(net(x, task.id), y, reduction="none") for x, y in parts])
+
+
+@torch.no_grad()
 def count(
     net: DynamicNet,
     tasks: Sequence[Task],
@@ -59,28 +66,49 @@ def count(
     if not present:
         return result
     x = torch.cat([batch.x for _, batch in present])
-    labels = [batch.y.cpu() for _, batch in present]
-    features = torch.cat([net.features(part) for part in torch.split(x, _CHUNK)])
-    if net.owner("") == SHARED:
-        net.allow(None)
-        outputs = net.head(features, "").cpu()
-        chosen = torch.tensor(sorted(seen))
-        guess = chosen[outputs[:, chosen].argmax(1)]
-        logits = {task.id: outputs[:, list(task.classes)] for task, _ in present}
-    else:
-        logits = {task.id: net.head(features, task.id).cpu() for task in tasks}
+    logits = _logits(net, tasks, x)
+    guess: Tensor | None = None  # by place a class has no meaning without its task, and needs none
+    if net.owner("") != SHARED:
         guess = infer.predict(rule, tasks, logits, x, prepared or {})
+    elif not net.by_place():
+        chosen = torch.tensor(sorted(seen))
+        guess = chosen[_joined(tasks, logits)[:, chosen].argmax(1)]
     start = 0
-    for (task, _), y in zip(present, labels, strict=True):
+    for task, batch in present:
+        y = batch.y.cpu()
         rows = slice(start, start := start + len(y))
-        own = logits[task.id][rows]
         classes = torch.tensor(task.classes)
+        own = logits[task.id][rows]
+        if net.owner("") == SHARED:
+            own = own[:, : len(classes)] if net.by_place() else own[:, classes]
         truth = (y[:, None] == classes).int().argmax(1)
         known = own.argmax(1) == truth
-        hits = torch.stack([torch.ones_like(known), known, guess[rows] == y], 1).int()
+        right = known if guess is None else guess[rows] == y
+        hits = torch.stack([torch.ones_like(known), known, right], 1).int()
         answers = torch.zeros(len(classes), 3, dtype=torch.int32).index_add_(0, truth, hits)
         result[task.id] = (answers, _histogram(own, truth))
     return result
+
+
+def _logits(net: DynamicNet, tasks: Sequence[Task], x: Tensor) -> dict[str, Tensor]:
+    """What the net answers for each task, on the host: [n, outputs]; of a shared head with all classes open."""
+    if net.owner("") == SHARED:
+        net.allow(None)
+    if net.owner("") == SHARED and net.masks == "none":  # every task's answer is the same
+        same = torch.cat([net(part, SHARED) for part in torch.split(x, _CHUNK)]).cpu()
+        return {task.id: same for task in tasks}
+    names = [task.id for task in tasks]
+    parts = [net(part, names) for part in torch.split(x, _CHUNK)]
+    return {name: torch.cat(columns).cpu() for name, columns in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def _joined(tasks: Sequence[Task], logits: dict[str, Tensor]) -> Tensor:
+    """Each class's logit as its own task sees it [n, C]; the largest, where several tasks have the class."""
+    joined = torch.full_like(logits[tasks[0].id], -math.inf)
+    for task in tasks:
+        classes = list(task.classes)
+        joined[:, classes] = torch.maximum(joined[:, classes], logits[task.id][:, classes])
+    return joined
 
 
 def auroc(scores: Tensor) -> float:

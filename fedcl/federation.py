@@ -111,6 +111,10 @@ class Federation:
 
         return self._cache.get(("pool", client, task, split), pool)
 
+    def outputs(self, heads: str) -> int:
+        """Of a head that tasks share: all classes, or those of the largest task (`model.heads = "domain"`)."""
+        return max(len(task.classes) for task in self.tasks) if heads == "domain" else len(self.classes)
+
     def describe(self) -> dict[str, Any]:
         """The federation as JSON-able lists: who has what, when."""
         return {

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedcl import infer, rng
+from fedcl import infer, methods, rng
 from fedcl.config import Config
 from fedcl.contracts import FedclError, Params
 from fedcl.federation import Federation
@@ -39,9 +39,37 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
     sizes = net.sizes()
     first = sizes["trunk"] + next((n for part, n in sizes.items() if part != "trunk"), 0)
     figures["parameter_growth"] = sum(sizes.values()) / first
+    result = Result.load(run.path)
+    figures |= costs(result, methods.build(config).starts_over)
     run.log({**last, "name": name, "value": value} for name, value in figures.items())
-    metrics = Result.load(run.path).metrics
+    metrics = result.metrics
     run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
+
+
+def costs(result: Result, starts_over: bool) -> dict[str, float]:
+    """What training took, and what hospitals keep.
+
+    Returns:
+        training_examples: samples that went through a step, counted as often as they did; cumulative_compute: how
+        often that would be if each stage were trained from scratch on all tasks so far; memory_per_hospital: bytes
+        that a method and an optimiser keep at the end, of the hospital that keeps most.
+    """
+    examples = sum(r.value for r in result.records if (r.phase, r.name) == ("train", "examples"))
+    kept = {r.client: r.value for r in result.records if r.name == "memory"}
+    own = whole = 0
+    train = result.split[:, :, 0].sum(-1)  # [hospital, task]
+    for stage, clients in enumerate(result.schedule):
+        for client, now in enumerate(clients):
+            due = {task for earlier in result.schedule[: stage + 1] for task in earlier[client]}
+            samples = train[list(result.members[client])].sum(0)
+            whole += int(sum(samples[task] for task in due)) if now else 0
+            own += int(sum(samples[task] for task in now))
+    ratio = 1.0 if starts_over else whole / max(own, 1)
+    return {
+        "training_examples": examples,
+        "cumulative_compute": ratio,
+        "memory_per_hospital": max(kept.values(), default=0.0),
+    }
 
 
 def read(path: Path) -> tuple[Params, Params]:
@@ -61,9 +89,9 @@ def read(path: Path) -> tuple[Params, Params]:
 def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:
     """A net in evaluation mode that holds the given parameters, with the task modules that they name."""
     with rng.torch_global(config.seed, "init"):
-        net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+        net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         for task in federation.tasks:
-            if any(name.startswith(f"tasks.{task.id}.") for name in params):
+            if any(name.startswith((f"tasks.{task.id}.", f"gates.{task.id}.")) for name in params):
                 net.add_task(task.id, len(task.classes), config.model.expansion_units)
     net.load_state_dict(params)
     return net.eval()
@@ -73,15 +101,14 @@ def restore(config: Config, federation: Federation, params: Params) -> DynamicNe
 def latency(net: DynamicNet, federation: Federation, config: Config, prepared: Params) -> float:
     """Median time in ms to answer one sample with the task inferred from all modules."""
     x = torch.zeros(1, *federation.shape)
-    tasks = [task for task in federation.tasks if task.id in net.tasks]
+    tasks = [task for task in federation.tasks if net.has(task.id)]
+    shared = net.owner("") == dynamic_net.SHARED
+    names = [dynamic_net.SHARED] if shared and net.masks == "none" else [task.id for task in tasks]
     times = []
     for _ in range(20):
         begin = time.perf_counter()
-        features = net.features(x)
-        if tasks:
-            logits = {task.id: net.head(features, task.id) for task in tasks}
-            infer.predict(config.model.infer, tasks, logits, x, prepared)
-        else:
-            net.head(features, "")
+        answers = net(x, names)
+        if tasks and not shared:
+            infer.predict(config.model.infer, tasks, dict(zip(names, answers, strict=True)), x, prepared)
         times.append(time.perf_counter() - begin)
     return sorted(times)[len(times) // 2] * 1e3

@@ -13,21 +13,15 @@ over *cotangents* v_k [N, C], with J_n the Jacobian of sample n's logits:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Literal, cast
+from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedcl._sample_grads import Call, closed_layers, floats, gradients, holds, join, recorded
+from fedcl.sample_moments import Forward, moments
 
-Forward = Callable[[Tensor], Tensor]
 Kind = Literal["exact", "sampled", "empirical"]
-_BUDGET = 1 << 24  # floats of per-sample gradients that vmap holds at once: 64 MB
-_BLOCK = 1 << 20  # those that a closed form holds: larger blocks of memory are slower than their arithmetic
 
 
 def diagonal(
@@ -43,8 +37,7 @@ def diagonal(
 ) -> dict[str, Tensor]:
     """Measure the diagonal Fisher information of some parameters, in evaluation mode.
 
-    Parameters that the logits do not depend on, such as other tasks' heads, get 0. Layers with a closed form
-    cost one backward pass per cotangent; all other parameters take vmap over samples.
+    Parameters that the logits do not depend on, such as other tasks' heads, get 0.
 
     Args:
         net: holds the parameters; its mode is put back afterwards.
@@ -63,27 +56,13 @@ def diagonal(
     Raises:
         ValueError: an unknown kind or parameter, no samples, or `forward` reads other parameters.
     """
-    wanted = set(names)
-    parameters = {name: value.detach() for name, value in net.named_parameters() if name in wanted}
     if kind not in ("exact", "sampled", "empirical"):
         raise ValueError(f"Fisher kind {kind!r}: there are exact, sampled, empirical")
-    if len(parameters) < len(wanted) or len(x) == 0:
-        raise ValueError(f"{len(x)} samples, unknown parameters {sorted(wanted - set(parameters))}")
-    fisher = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    layers = closed_layers(net, wanted)
-    rest: dict[str, Tensor] = {}
-    with _evaluating(net):
-        for start in range(0, len(x), chunk):
-            rows = x[start : start + chunk]
-            with torch.enable_grad(), recorded(layers) as calls:
-                logits = forward(rows)
-            vectors = _cotangents(logits.detach(), y[start : start + chunk], kind, generator)
-            if start == 0:
-                layers = {name: layer for name, layer in layers.items() if holds(calls[name], len(rows))}
-                rest = _others(net, forward, parameters, layers, rows[:1])
-            _add_closed(fisher, layers, calls, logits, vectors)
-            _add_vmapped(fisher, net, forward, rest, rows, vectors)
-    return {name: value / len(x) for name, value in fisher.items()}
+
+    def cotangents(logits: Tensor, labels: Tensor) -> list[Tensor]:
+        return _cotangents(logits, labels, kind, generator)
+
+    return moments(net, forward, names, x, y, cotangents, power=2, chunk=chunk)
 
 
 def _cotangents(logits: Tensor, y: Tensor, kind: Kind, generator: torch.Generator) -> list[Tensor]:
@@ -97,138 +76,3 @@ def _cotangents(logits: Tensor, y: Tensor, kind: Kind, generator: torch.Generato
     if kind == "sampled":
         y = torch.multinomial(p.to(generator.device), 1, generator=generator).flatten().to(p.device)
     return [onehots[y] - p]
-
-
-def _add_closed(
-    fisher: dict[str, Tensor],
-    layers: Mapping[str, nn.Module],
-    calls: Mapping[str, list[Call]],
-    logits: Tensor,
-    vectors: list[Tensor],
-) -> None:
-    """Add Σ_n Σ_k (J_nᵀ v_kn)² of layers that have a closed form."""
-    if not layers or not logits.requires_grad:
-        return
-    # A linear layer on plain rows has (δ_n a_nᵀ)² = δ_n² (a_n²)ᵀ: one matrix product serves all cotangents.
-    rows = {
-        name: 0 * calls[name][0].output.detach() for name, layer in layers.items() if _on_rows(layer, calls[name][0])
-    }
-    outputs = [calls[name][0].output for name in layers]
-    for place, vector in enumerate(vectors):
-        keep = place + 1 < len(vectors)
-        deltas: tuple[Tensor | None, ...] = torch.autograd.grad(
-            logits, outputs, vector, retain_graph=keep, allow_unused=True
-        )
-        for name, delta in zip(layers, deltas, strict=True):
-            if delta is None:
-                continue
-            if name in rows:
-                rows[name].addcmul_(delta, delta)
-            else:
-                _add_layer(fisher, name, layers[name], calls[name][0], delta)
-    for name, squares in rows.items():
-        if (target := join(name, "weight")) in fisher:
-            fisher[target].addmm_(squares.T, calls[name][0].a.square())
-        if (target := join(name, "bias")) in fisher:
-            fisher[target] += squares.sum(0)
-
-
-def _on_rows(layer: nn.Module, call: Call) -> bool:
-    return type(layer) is nn.Linear and call.a.dim() == 2
-
-
-def _add_layer(fisher: dict[str, Tensor], name: str, layer: nn.Module, call: Call, delta: Tensor) -> None:
-    step = max(1, _BLOCK // floats(layer, call))
-    for start in range(0, len(delta), step):
-        part = slice(start, start + step)
-        for key, gradient in gradients(layer, call.a[part], delta[part]).items():
-            if (target := join(name, key)) not in fisher:
-                continue
-            if gradient[0].numel() < _BLOCK >> 6:
-                fisher[target] += gradient.square().sum(0)
-            else:  # sample by sample is one pass over large gradients instead of three
-                for sample in gradient:
-                    fisher[target].addcmul_(sample, sample)
-
-
-class _Bound(nn.Module):
-    """Lets `functional_call` swap the parameters of a net under a closure over it."""
-
-    def __init__(self, net: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.net, self.run = net, forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
-
-def _others(
-    net: nn.Module,
-    forward: Forward,
-    parameters: dict[str, Tensor],
-    layers: Mapping[str, nn.Module],
-    x: Tensor,
-) -> dict[str, Tensor]:
-    """The parameters without a closed form that the logits of x [1, *shape] depend on."""
-    closed = {join(name, key) for name, layer in layers.items() for key, _ in layer.named_parameters()}
-    if closed.issuperset(parameters):
-        return {}
-    leaves = {f"net.{name}": value.clone().requires_grad_() for name, value in parameters.items()}
-    with torch.enable_grad():
-        logits = cast(Tensor, functional_call(_Bound(net, forward), leaves, (x,)))
-    used = set()
-    if logits.requires_grad:
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            logits, list(leaves.values()), torch.ones_like(logits), allow_unused=True
-        )
-        used = {name for name, grad in zip(parameters, found, strict=True) if grad is not None}
-    if layers and not used:
-        raise ValueError("`forward` reads copies of the net's parameters; it must read those of the net itself")
-    return {name: value for name, value in parameters.items() if name in used - closed}
-
-
-def _add_vmapped(
-    fisher: dict[str, Tensor],
-    net: nn.Module,
-    forward: Forward,
-    parameters: dict[str, Tensor],
-    x: Tensor,
-    vectors: list[Tensor],
-) -> None:
-    """Add Σ_n Σ_k (J_nᵀ v_kn)² of any parameters."""
-    if not parameters:
-        return
-    bound = _Bound(net, forward)
-    leaves = {f"net.{name}": value for name, value in parameters.items()}
-
-    def squares(row: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
-        def logits(values: dict[str, Tensor]) -> Tensor:
-            return cast(Tensor, functional_call(bound, values, (row[None],)))[0]
-
-        pull = vjp(logits, leaves)[1]
-        total = {name: torch.zeros_like(value) for name, value in leaves.items()}
-        for cotangent in cotangents:
-            (grads,) = pull(cotangent)
-            total = {name: value + grads[name].square() for name, value in total.items()}
-        return total
-
-    stacked = torch.stack(vectors, dim=1)  # [n, K, C]
-    step = max(1, _BUDGET // (2 * sum(value.numel() for value in parameters.values())))
-    # vjp records what it needs, nothing outside is to be recorded; vmap has rules for plain attention only.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        for start in range(0, len(x), step):
-            found = vmap(squares)(x[start : start + step], stacked[start : start + step])
-            for name in parameters:
-                fisher[name] += found[f"net.{name}"].sum(0)
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a block: no dropout, no running statistics."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

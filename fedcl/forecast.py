@@ -42,7 +42,7 @@ class Forecast:
 def forecast(config: Config, federation: Federation) -> Forecast:
     """Count what a run's Jobs would hold, and time a handful of training steps."""
     with rng.torch_global(config.seed, "init"):
-        net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+        net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         for task in federation.tasks:
             net.add_task(task.id, len(task.classes), config.model.expansion_units)
     method = methods.build(config)

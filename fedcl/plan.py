@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fedcl import infer, rng, scores
 from fedcl.config import Config
-from fedcl.contracts import Job, Params, Phase, Task, Update, role
+from fedcl.contracts import Job, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
 from fedcl.methods import Combination
 from fedcl.state import Group, State
@@ -41,6 +41,24 @@ class Plan:
         plan = self.federation.schedule[stage]
         return [self.federation.tasks[index] for index in sorted({task for c in clients for task in plan[c]})]
 
+    def past(self, stage: int, clients: Sequence[int], now: Sequence[int]) -> list[Task]:
+        """Tasks of some clients in earlier stages that are not among those of now, by index."""
+        met = {task.index for s in range(stage) for task in self.tasks(s, clients)}
+        return [self.federation.tasks[index] for index in sorted(met - set(now))]
+
+    def moment(self, group: Group, stage: int, rounds: int) -> Moment:
+        """Where the server half of a method stands, after so many rounds of a stage."""
+        current = self.tasks(stage, group.clients)
+        past = self.past(stage, group.clients, [task.index for task in current])
+        ids = tuple(task.id for task in current), tuple(task.id for task in past)
+        return Moment(stage, rounds, self.config.train.rounds, *ids)
+
+    def between(self, number: int) -> bool:
+        """Whether clients consolidate after this round although the stage goes on (`train.stream = "hybrid"`)."""
+        train = self.config.train
+        ends = (number + 1) % train.consolidate_every == 0 and number + 1 < train.rounds
+        return self.consolidates and train.stream == "hybrid" and ends
+
     def training(self, state: State, group: Group, stage: int, number: int) -> Jobs:
         """A round's training: a share of the clients that have a task now."""
         train, run = self.config.train, self.config.run
@@ -57,15 +75,16 @@ class Plan:
             jobs.append((client, replace(job, lr=self._lr(number), flags=(*flags, *begin))))
         return jobs
 
-    def consolidation(self, state: State, group: Group, stage: int, clients: Sequence[int]) -> Jobs:
-        """The end of a task, also for clients that sat out the last round."""
-        overall = self.overall(stage, self.config.train.rounds - 1)
-        return self._jobs("consolidate", state, group, stage, overall, clients)
+    def consolidation(self, state: State, group: Group, stage: int, number: int, clients: Sequence[int]) -> Jobs:
+        """The end of a task, or of a part of its stream, also for clients that sat out the last round."""
+        return self._jobs("consolidate", state, group, stage, self.overall(stage, number), clients)
 
     def evaluation(self, group: Group, stage: int) -> Jobs:
         """All modules that exist, to all clients."""
         there = {role(name) for name in group.params}
-        tasks = tuple(task.id for task in self.federation.tasks if self._owner(task.id) in there)
+        masked = self.config.model.masks not in ("auto", "none")
+        own = [task.id for task in self.federation.tasks if not masked or task.id in there]
+        tasks = tuple(task for task in own if self._owner(task) in there)
         overall = max(self.overall(stage + 1, -1), 0)
         ready = infer.prepare(group.statistics)
         seen = tuple(group.seen) if stage >= 0 else tuple(range(len(self.federation.classes)))
@@ -89,16 +108,18 @@ class Plan:
 
     def needed(self, params: Params, tasks: Sequence[int]) -> Params:
         """What these tasks need of all parameters: the trunk, and their own modules and gates."""
-        parts = {"", *(self._owner(self.federation.tasks[index].id) for index in tasks)}
+        names = [self.federation.tasks[index].id for index in tasks]
+        parts = {"", *names, *map(self._owner, names)}
         return {name: value for name, value in params.items() if role(name) in parts}
 
     def _jobs(self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]) -> Jobs:
         shared: dict[tuple[int, ...], Params] = {}  # one dict for equal needs: it is encoded once
         jobs = []
         for client in clients:
-            tasks = self.federation.schedule[stage][client]
+            tasks = self._due(client, stage) if phase == "train" else self.federation.schedule[stage][client]
+            past = self.past(stage, group.clients, tasks) if self.method.uses_past else []
             if tasks not in shared:
-                shared[tasks] = self.needed(group.params, tasks)
+                shared[tasks] = self.needed(group.params, [*tasks, *(task.index for task in past)])
             told = state.told.get(client, -1) >= group.broadcast_at
             job = Job(
                 phase=phase,
@@ -108,10 +129,18 @@ class Plan:
                 arrays=shared[tasks],
                 version=state.versions.get(client, ""),
                 broadcast={} if told else group.broadcast,
+                past=tuple(task.id for task in past),
                 seen=tuple(group.seen),
             )
             jobs.append((client, job))
         return jobs
+
+    def _due(self, client: int, stage: int) -> tuple[int, ...]:
+        """What a client trains: its current tasks, or all so far, where the method starts over in each stage."""
+        plan = self.federation.schedule
+        if not self.method.starts_over:
+            return plan[stage][client]
+        return tuple(sorted({task for now in plan[: stage + 1] for task in now[client]}))
 
     def _cohort(self, group: Group, stage: int, number: int) -> list[int]:
         clients = [client for client in group.clients if self.federation.schedule[stage][client]]

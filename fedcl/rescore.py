@@ -50,8 +50,8 @@ def rescore(run: Path, dataset: str = "", rule: str = "") -> Scored:
         FedclError: it is no run directory, nothing is saved yet, or data or rule do not suit the model.
     """
     config = run_dir.read_config(run)
-    if rule and config.model.heads == "shared":
-        raise FedclError(f"--infer {rule}: a shared head answers by its own softmax; leave --infer out")
+    if rule and config.model.heads != "task":
+        raise FedclError(f"--infer {rule}: a head that tasks share answers by its own softmax; leave --infer out")
     rule = infer.resolve(rule or config.model.infer)
     if config.data.own and not dataset:
         raise FedclError(f"{run}: the hospitals hold the data, each its own; score it on another with --dataset")
@@ -103,8 +103,8 @@ def _replies(
 def _tasks(model: Model, config: Config, hospitals: Federation) -> list[int]:
     """The tasks that a model can answer for."""
     there = {role(name) for name in model.params}
-    shared = config.model.heads == "shared"
-    return [task.index for task in hospitals.tasks if shared or task.id in there]
+    whole = config.model.heads != "task" and config.model.masks == "none"
+    return [task.index for task in hospitals.tasks if whole or task.id in there]
 
 
 def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], str]:

@@ -5,7 +5,6 @@ It knows nothing of Flower: `ask` carries Jobs to clients and brings Answers bac
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
 from fedcl.federation import Federation
+from fedcl.journal import Journal, mean, named, totals
 from fedcl.merge import Merge
 from fedcl.methods import Combination
 from fedcl.models import dynamic_net
@@ -25,7 +25,6 @@ from fedcl.state import Group, State
 from fedcl.store import Store
 
 Uploads = dict[int, tuple[float, Params]]  # client → samples, what it sent
-_TRAFFIC = ("bytes_down", "bytes_up")
 _CHECKPOINT_SHARE = 0.05  # of the time, where the config does not say how often
 
 
@@ -66,8 +65,9 @@ class Server:
         self._aggregator = plugins.load("aggregators", config.federation.aggregator)()
         self._merger = plugins.load("mergers", config.federation.merger)()
         with rng.torch_global(config.seed, "init"):
-            self._net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+            self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
+        self._journal = Journal(run, federation, self._plan)
         self.state = State([Group(clients) for clients in federation.groups])
 
     def run(self, state: State | None = None) -> None:
@@ -86,6 +86,8 @@ class Server:
             uploads: Uploads = {}
             for number in range(self.state.round, self.config.train.rounds):
                 uploads = self._round(stage, number)
+                if self._plan.between(number):
+                    self._between(stage, number)
                 self.state.round = number + 1
                 if not self._plan.on_local(number):  # what was consolidated there is absorbed below, at once
                     self._save()
@@ -99,7 +101,7 @@ class Server:
             dynamic_net.load_weights(self._net, self.config.model.weights)
         for group in self.state.groups:
             group.params = {name: value.detach().clone() for name, value in self._net.state_dict().items()}
-        if self._net.owner("") == dynamic_net.SHARED:
+        if self._net.owner("") == dynamic_net.SHARED and self._net.masks == "none":
             self._evaluate(-1)
         return self.state
 
@@ -107,16 +109,26 @@ class Server:
         """Add the modules of tasks that come for the first time, alike in all groups."""
         for past in range(stage + 1):  # the net of a resumed run needs the earlier ones too
             for task in self._plan.tasks(past, range(len(self.federation.members))):
-                if self._net.owner(task.id) == task.id and task.id not in self._net.tasks:
+                if not self._net.has(task.id):
                     with rng.torch_global(self.config.seed, "init", task=task.index):
                         self._net.add_task(task.id, len(task.classes), self.config.model.expansion_units)
-        fresh = self._net.state_dict()
+        fresh, resumed = self._net.state_dict(), self.state.round > 0
         for group in self.state.groups:
+            if self.method.starts_over and not resumed:  # from the weights that everybody started with
+                group.params = {name: value.detach().clone() for name, value in fresh.items() if name in group.params}
+                group.rules = {}
             tasks = self._plan.tasks(stage, group.clients)
             group.seen = sorted({c for task in tasks for c in task.classes}.union(group.seen))
             for name, value in self._plan.needed(fresh, [task.index for task in tasks]).items():
                 if name not in group.params:
                     group.params[name] = value.detach().clone()
+            if not resumed:
+                self._edit(group, stage, 0)
+
+    def _edit(self, group: Group, stage: int, rounds: int) -> None:
+        """What the method's server half makes of the merged model."""
+        if "merged" in self.method.hooks():
+            group.params = self.method.merged(self._plan.moment(group, stage, rounds), group.params)
 
     def _round(self, stage: int, number: int) -> Uploads:
         """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
@@ -131,24 +143,28 @@ class Server:
             collections.append(collection)
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
-                records += self._train_records(stage, update)
+                records += self._journal.training(stage, update)
                 if update.weight > 0:
                     merge.add(update)
                     if self._plan.on_local(number):
                         uploads[update.client] = (update.weight, update.extras)
             group.params, group.rules = merge.apply(group.params, group.rules)
+            self._edit(group, stage, number + 1)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
-        facts: dict[str, float] = {name: sum(getattr(c, name) for c in collections) for name in _TRAFFIC}
-        facts |= {"clients": sum(c.answered for c in collections), "seconds": time.perf_counter() - begin}
-        self._log(stage, number, records + [{"phase": "train", "name": n, "value": v} for n, v in facts.items()])
+        facts = totals(collections) | {
+            "clients": sum(c.answered for c in collections),
+            "seconds": time.perf_counter() - begin,
+        }
+        self._journal.log(stage, number, records + named("train", facts))
         losses = [r["value"] for r in records if r["name"] == "loss"]
         accuracies = [r["value"] for r in records if (r["phase"], r["name"]) == ("validate", "accuracy")]
-        self._notify(Event("round", stage, number, facts | {"loss": _mean(losses), "accuracy": _mean(accuracies)}))
+        self._notify(Event("round", stage, number, facts | {"loss": mean(losses), "accuracy": mean(accuracies)}))
         return uploads
 
     def _close(self, stage: int, local: Uploads) -> None:
         """Consolidate on the merged model, then evaluate it at every hospital."""
+        last = self.config.train.rounds - 1
         for group in self.state.groups:
             group.params = dynamic_net.close_gates(group.params, self.config.model.gate_threshold)
             if self._plan.consolidates:
@@ -156,29 +172,38 @@ class Server:
                 behind = [c for c in current if self.state.late.get(c)]  # first things first
                 waiting = [c for c in current if c not in local and c not in behind]
                 uploads = {client: self._sums(group, *local[client]) for client in group.clients if client in local}
-                uploads |= self._consolidate(group, stage, waiting)
+                uploads |= self._consolidate(group, stage, last, waiting)
                 late = [c for c in current if c not in uploads]
                 for client in late:
                     self.state.late.setdefault(client, []).append(stage)
                 if late:
                     group.snapshots[stage] = dict(group.params)
-                self._absorb(group, stage, uploads)
+                self._absorb(group, stage, last, uploads)
         self._evaluate(stage)
 
-    def _consolidate(self, group: Group, stage: int, clients: Sequence[int], params: Params | None = None) -> Uploads:
+    def _between(self, stage: int, number: int) -> None:
+        """Consolidate what a stream brought so far. Who does not answer does without: its task goes on."""
+        for group in self.state.groups:
+            present = [c for c in group.clients if self.federation.schedule[stage][c] and not self.state.late.get(c)]
+            self._absorb(group, stage, number, self._consolidate(group, stage, number, present))
+
+    def _consolidate(
+        self, group: Group, stage: int, number: int, clients: Sequence[int], params: Params | None = None
+    ) -> Uploads:
         """Let clients keep what their method keeps of the stage's task; returns what those that answered sent.
 
         They do so on the group's parameters, or on those of a stage that is past.
         """
-        last = self.config.train.rounds - 1
         on = group if params is None else replace(group, params=params)
-        jobs = self._plan.consolidation(self.state, on, stage, clients)
-        collection = self._collection(jobs, stage, last)
+        jobs = self._plan.consolidation(self.state, on, stage, number, clients)
+        collection = self._collection(jobs, stage, number)
         uploads: Uploads = {}
         for update in collection.updates(self._ask, self.config.federation.timeout):
             self._accept(group, update)
             uploads[update.client] = self._sums(group, update.weight, update.extras)
-        self._log(stage, last, collection.records + _traffic("consolidate", [collection]))
+            kept = {"phase": "consolidate", "name": "memory", "value": update.metrics["memory"]}
+            collection.records.append({**kept, "client": update.client})
+        self._journal.log(stage, number, collection.records + named("consolidate", totals([collection])))
         return uploads
 
     def _catch_up(self, group: Group) -> None:
@@ -188,7 +213,8 @@ class Server:
         """
         for past in sorted(group.snapshots):
             clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
-            for client in self._consolidate(group, past, clients, group.snapshots[past]):
+            last = self.config.train.rounds - 1
+            for client in self._consolidate(group, past, last, clients, group.snapshots[past]):
                 self.state.late[client].remove(past)
             if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
@@ -198,12 +224,12 @@ class Server:
         group.statistics = infer.merge(group.statistics, [extras])
         return weight, infer.without(extras)
 
-    def _absorb(self, group: Group, stage: int, uploads: Uploads) -> None:
-        """What the method's client halves sent at a stage's end goes to its server half."""
+    def _absorb(self, group: Group, stage: int, number: int, uploads: Uploads) -> None:
+        """What the method's client halves sent goes to its server half."""
         sent = [uploads[client] for client in sorted(uploads)]
         if "server" in self.method.hooks() and sent:
             group.method, group.broadcast = self.method.server(group.params, group.method, sent)
-            group.broadcast_at = stage
+            group.broadcast_at = self._plan.overall(stage, number)
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
@@ -217,10 +243,9 @@ class Server:
         sizes = self._net.sizes()
         records = [{"phase": "end" if stage >= 0 else "start", **row} for row in table]
         records += [record for collection in collections for record in collection.records]
-        records += _traffic("evaluate", collections)
-        records.append({"phase": "model", "name": "parameters", "value": sum(sizes.values())})
+        records += named("evaluate", totals(collections)) + named("model", {"parameters": sum(sizes.values())})
         records += [{"phase": "model", "task": t, "name": "parameters", "value": n} for t, n in sizes.items()]
-        self._log(stage, last, records)
+        self._journal.log(stage, last, records)
         pooled = {(row["task"], row["name"]): row["value"] for row in table if row["client"] is None}
         self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
 
@@ -248,20 +273,6 @@ class Server:
         if update.client not in self.state.begun:
             self.state.begun.append(update.client)
 
-    def _train_records(self, stage: int, update: Update) -> list[dict[str, Any]]:
-        """An update's metrics: `validate/…` and `local/…` are about a hospital and its task."""
-        tasks, hospitals = self._plan.tasks(stage, [update.client]), self.federation.members[update.client]
-        about = {
-            "client": hospitals[0] if len(hospitals) == 1 else None,  # pooled data are nobody's in particular
-            "task": tasks[0].id if len(tasks) == 1 else None,
-        }
-        records = []
-        for name, value in update.metrics.items():
-            phase, _, short = name.rpartition("/")
-            whose = about if phase else {"client": update.client}
-            records.append({"phase": phase or "train", "name": short, "value": value, **whose})
-        return records
-
     def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""
         run, every = self._run, self.config.run.checkpoint_every
@@ -280,20 +291,3 @@ class Server:
             run.saving += time.monotonic() - begin
         if stop:
             raise Interrupted
-
-    def _log(self, stage: int, number: int, records: list[dict[str, Any]]) -> None:
-        blank = {
-            "stage": stage,
-            "round": max(self._plan.overall(stage, number), 0),
-            "client": None,
-            "task": None,
-        }
-        self._run.log(blank | record for record in records)
-
-
-def _traffic(phase: str, collections: Sequence[Collection]) -> list[dict[str, Any]]:
-    return [{"phase": phase, "name": name, "value": sum(getattr(c, name) for c in collections)} for name in _TRAFFIC]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -94,7 +94,7 @@ def _probe(config: Config, federation: Federation) -> None:
     """Build once what clients and server will build, so that a bad option ends the run before it begins."""
     augment.build(config.data.augment)
     with rng.torch_global(config.seed, "init"):
-        net = dynamic_net.build(config.model, federation.shape, len(federation.classes))
+        net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
 

@@ -17,7 +17,7 @@ class Group:
     rules: dict[str, Memory] = field(default_factory=dict)  # state of the aggregator ("") and of each task's merger
     method: Memory = field(default_factory=dict)  # the method's server half
     broadcast: Memory = field(default_factory=dict)  # what it last said …
-    broadcast_at: int = -1  # … and in which stage
+    broadcast_at: int = -1  # … and after which round of the run
     statistics: Params = field(default_factory=dict)  # of features, for inferring the task
     seen: list[int] = field(default_factory=list)  # global class ids met so far, sorted
     snapshots: dict[int, Params] = field(default_factory=dict)  # stage → merged model, while somebody still needs it
@@ -31,7 +31,7 @@ class State:
     stage: int = 0
     round: int = 0  # of the stage; all rounds done means that the stage is to be closed
     versions: dict[int, str] = field(default_factory=dict)  # client → its memory's version
-    told: dict[int, int] = field(default_factory=dict)  # client → stage of the last broadcast it has
+    told: dict[int, int] = field(default_factory=dict)  # client → round of the last broadcast it has
     begun: list[int] = field(default_factory=list)  # clients that have begun this stage
     late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
     seconds: float = 0.0  # of earlier sittings

@@ -116,7 +116,7 @@ class Store:
     def _put(self, client: int, version: str, memory: Memory) -> None:
         """Write one version, beside its place and then there."""
         assert self._root is not None
-        tensors = {name: value.detach().cpu().clone() for name, value in memory.items()}
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in memory.items()}
         folder = self._root / str(client)
         temporary = folder / f".{version}.{os.getpid()}.tmp"  # two workers may be at the same client after a time-out
         try:

@@ -72,6 +72,11 @@ def costs(result: Result) -> RenderableType:
         rows["parameters"] = f"{units.count(sizes[-1])}, {growth:.2f} × those of the first task's net"
     if "latency_ms" in result.metrics:
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
+    if "training_examples" in result.metrics:
+        again = result.metrics["cumulative_compute"]
+        scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""
+        rows["training"] = f"{units.count(result.metrics['training_examples'])} samples through a step{scratch}"
+        rows["kept"] = f"{units.size(result.metrics['memory_per_hospital'])} in a hospital's own store, at most"
     faults = sum(r.phase == "fault" for r in result.records)
     if faults:
         rows["faults"] = f"{faults} answers missing or rejected"

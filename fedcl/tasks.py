@@ -120,6 +120,8 @@ def _domains(samples: Samples, stream: Stream, seed: int, shape: tuple[int, ...]
             )
         # 360° is 0° again: then the last step is left out, so that no two tasks are alike.
         angles = np.linspace(0, stream.max_angle, stream.tasks, endpoint=stream.max_angle < 360)
+        if stream.angles == "random":
+            angles = np.round(rng.stream(seed, "rotation").uniform(0, stream.max_angle, stream.tasks), 1)
         return tuple(
             Task(f"t{index}", index, every, f"rotated {angle:g}°", Rotate(float(angle)) if angle else None)
             for index, angle in enumerate(angles)

@@ -33,7 +33,7 @@ FLAGS = (
     Flag("alpha", "partition.alpha", "FLOAT", "0.5", "Dirichlet concentration; small is skewed", _DATA),
     Flag("schedule", "stream.schedule", "NAME", "same", "same, shuffled, staggered, table", _DATA),
     Flag("model", "model.name", "NAME", "mlp", "The trunk, see `fedcl list`", _TRAIN),
-    Flag("heads", "model.heads", "KIND", "task", "task (a module each) or shared", _TRAIN),
+    Flag("heads", "model.heads", "KIND", "task", "task (a module each), shared, domain", _TRAIN),
     Flag("method", "method", "NAME", "ewc", "See `fedcl list`; a+b combines", _TRAIN),
     Flag("federation", "federation.kind", "KIND", "federated", "federated, local, central, joint", _TRAIN),
     Flag("rounds", "train.rounds", "INT", "20", "Rounds of a stage", _TRAIN),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from fedcl import plugins
 from fedcl.config import Config
-from fedcl.contracts import Batch, Context, FedclError, Memory, Method, Params
+from fedcl.contracts import Batch, Context, FedclError, Memory, Method, Moment, Params, Step
 
 
 def build(config: Config) -> Combination:
     """The method of a config: one or more plug-ins joined by `+`, each with its options.
 
     Raises:
-        FedclError: options for a method that is not used, or unknown ones, or a combination that cannot work.
+        FedclError: options for a method that is not used, or unknown ones, or a combination that cannot work, be it
+            of methods or of a method with the rest of the config.
     """
     parts: dict[str, Method] = {}
     for name in plugins.split(config.method):
@@ -33,7 +35,32 @@ def build(config: Config) -> Combination:
             raise FedclError(f"methods.{name}: {error}") from error
     if unused := sorted(set(config.methods) - set(plugins.split(config.method))):
         raise FedclError(f"methods.{unused[0]}: options of a method that --method {config.method!r} does not use")
+    _together(parts)
+    for name, part in parts.items():
+        if why := part.unfit(config):
+            raise FedclError(f"method {name!r} {why}")
     return Combination(parts)
+
+
+def _together(parts: dict[str, Method]) -> None:
+    """Raise FedclError where methods cannot go together."""
+    names = list(parts)
+    losses = [name for name, part in parts.items() if "loss" in part.hooks()]
+    if len(losses) > 1:
+        raise FedclError(f"methods {' and '.join(losses)} both replace the loss; at most one may")
+    masked = [name for name, part in parts.items() if part.masks != "none"]
+    if len(masked) > 1:
+        raise FedclError(f"methods {' and '.join(masked)} both mask the trunk; at most one may")
+    if len(parts) > 1 and (alone := [name for name, part in parts.items() if part.alone]):
+        raise FedclError(f"method {alone[0]} leaves nothing for another to do; it goes alone")
+    last = [name for name, part in parts.items() if part.edits_last]
+    if len(last) > 1:
+        raise FedclError(f"methods {' and '.join(last)} both have to make the last edit of a step; at most one may")
+    if last:
+        after = [name for name in names[names.index(last[0]) + 1 :] if "edit_update" in parts[name].hooks()]
+        if after:
+            order = "+".join([name for name in names if name != last[0]] + last)
+            raise FedclError(f"method {after[0]} would undo what {last[0]} guarantees for each step; write {order}")
 
 
 class Combination(Method):
@@ -45,10 +72,10 @@ class Combination(Method):
     def __init__(self, parts: dict[str, Method]) -> None:
         self.parts = parts
         self._hooks = {name: part.hooks() for name, part in parts.items()}
-        losses = [name for name, hooks in self._hooks.items() if "loss" in hooks]
-        if len(losses) > 1:
-            raise FedclError(f"methods {' and '.join(losses)} both replace the loss; at most one may")
-        self._loss = losses[0] if losses else ""
+        self._loss = next((name for name, hooks in self._hooks.items() if "loss" in hooks), "")
+        self.uses_before = any(part.needs_before for part in parts.values())
+        self.uses_past = any(part.needs_past and self._hooks[name] for name, part in parts.items())
+        self.starts_over = any(part.every_task for part in parts.values())
 
     def hooks(self) -> frozenset[str]:
         """The hooks of all parts."""
@@ -58,11 +85,6 @@ class Combination(Method):
         """Each part's, by its name."""
         return {name: dict(part.conventions()) for name, part in self.parts.items()}
 
-    @property
-    def uses_before(self) -> bool:
-        """Whether any part reads the parameters from before the step."""
-        return any(part.needs_before for part in self.parts.values())
-
     def trainable(self, name: str, stage: int) -> bool:
         """Whether all parts let the parameter move."""
         return all(part.trainable(name, stage) for part in self.parts.values())
@@ -71,9 +93,9 @@ class Combination(Method):
         """Each part's, on its own memory."""
         return self._on_memory("begin_task", memory, lambda part, own: part.begin_task(ctx, params, own))
 
-    def observe(self, ctx: Context, batch: Batch, memory: Memory) -> Memory:
+    def observe(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Memory:
         """Each part's, on its own memory."""
-        return self._on_memory("observe", memory, lambda part, own: part.observe(ctx, batch, own))
+        return self._on_memory("observe", memory, lambda part, own: part.observe(ctx, params, batch, own))
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Each part's, on its own memory."""
@@ -101,14 +123,21 @@ class Combination(Method):
             grads = part.edit_grads(ctx, params, grads, own)
         return grads
 
-    def edit_update(self, ctx: Context, before: Params, after: Params, memory: Memory) -> tuple[Params, Memory]:
+    def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """One part after the other."""
         changed = {}
         for name, part, own in self._with("edit_update", memory):
-            after, new = part.edit_update(ctx, before, after, own)
+            after, new = part.edit_update(ctx, step, own)
+            step = replace(step, after=after)
             if new is not own:
                 changed[name] = new
-        return after, _join(changed, memory)
+        return step.after, _join(changed, memory)
+
+    def merged(self, moment: Moment, params: Params) -> Params:
+        """One part after the other."""
+        for _, part, _ in self._with("merged", {}):
+            params = part.merged(moment, params)
+        return params
 
     def upload(self, memory: Memory) -> Memory:
         """All parts', prefixed."""

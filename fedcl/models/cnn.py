@@ -24,6 +24,11 @@ class Cnn(nn.Module):
         self.width = width or flat
         self.dropout = _layers.Dropout(dropout)
 
+    def chain(self) -> tuple[str, ...]:
+        """The layers in order, each feeding only the next."""
+        convs = tuple(f"convs.{place}" for place in range(len(self.convs)))
+        return convs if self.out is None else (*convs, "out")
+
     def forward(self, x: Tensor) -> Tensor:
         """Images x [B, channels, height, width] → features [B, width]."""
         for conv in self.convs:

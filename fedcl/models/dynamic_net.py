@@ -4,6 +4,7 @@
                             └─► tasks.t1: …
 
 With one shared head it is the literature's plain net: x ─► trunk ─► tasks.shared.out ─► logits of all.
+With masks, a task sees the trunk through its own: gates.t0.trunk.<layer>.
 A parameter's name carries its role, and a new task touches nothing that is there already.
 """
 
@@ -13,18 +14,22 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import cast, overload
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
 from fedcl import plugins
-from fedcl.config import Model
+from fedcl.config import Masks, Model
 from fedcl.contracts import FedclError, role
+from fedcl.models import _masks
+from fedcl.models._masks import WeightMask, needs_task
 from fedcl.models._weights import load_weights
 
-__all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "build", "close_gates", "load_weights"]
+__all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "WeightMask"]
+__all__ += ["build", "close_gates", "load_weights", "needs_task"]
 
 SHARED = "shared"  # the name of the head that all tasks use
 OPEN = 2.0  # a new gate's logit: σ(2) = 0.88 lets nearly all through and still has a slope
@@ -80,13 +85,17 @@ class TaskModule(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """One linear head for all tasks; row c is the global class c, in whatever order classes are met."""
+    """One linear head for all tasks.
+
+    Row c is the global class c, in whatever order classes are met; or, by place, the c-th class of every task.
+    """
 
     closed: Tensor | None
 
-    def __init__(self, width: int, classes: int, bias: bool) -> None:
+    def __init__(self, width: int, outputs: int, bias: bool, by_place: bool = False) -> None:
         super().__init__()
-        self.out = nn.Linear(width, classes, bias=bias)
+        self.out = nn.Linear(width, outputs, bias=bias)
+        self.by_place = by_place
         # Not persistent: it follows the stage that a client is in, and is neither sent nor saved.
         self.register_buffer("closed", None, persistent=False)
 
@@ -97,7 +106,7 @@ class SharedHead(nn.Module):
 
     def allow(self, classes: Collection[int] | None) -> None:
         """Restrict the softmax to some classes; None opens all."""
-        if classes is None:
+        if classes is None or self.by_place:
             self.closed = None
             return
         outputs = self.out.out_features
@@ -115,18 +124,28 @@ class DynamicNet(nn.Module):
         trunk: maps x [B, *shape] to features [B, width] and has the attribute `width`.
         weight_norm: weight normalisation of modules that are added from now on.
         shared: the head that all tasks use; None gives each task its own.
+        masks: through which kind of masks a task sees the trunk.
     """
 
-    def __init__(self, trunk: nn.Module, weight_norm: bool = False, shared: SharedHead | None = None) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        weight_norm: bool = False,
+        shared: SharedHead | None = None,
+        masks: Masks = "none",
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.tasks = nn.ModuleDict({} if shared is None else {SHARED: shared})
         self.gates = nn.ModuleDict()
         self.weight_norm = weight_norm
+        self.masks = masks
+        if masks == "units":
+            _masks.chain(trunk)  # or the reason why not
         self._shared = shared is not None
 
     def add_task(self, task: str, classes: int, expansion_units: int) -> None:
-        """Give a task its module and gate; a net with a shared head needs neither and stays as it is.
+        """Give a task its module and gate; with a shared head only its masks, if the net has any.
 
         Args:
             task: identity [a-z0-9_]+, not there yet.
@@ -136,9 +155,7 @@ class DynamicNet(nn.Module):
         Raises:
             FedclError: the identity cannot be a part of a parameter's name, or is there already.
         """
-        if self._shared:
-            return
-        if task in self.tasks:
+        if task in (self.gates if self._shared else self.tasks):
             raise FedclError(f"task id {task!r} has a module already; a task is added once")
         # ModuleDict takes no key that is also one of its attributes, such as "keys".
         if not re.fullmatch(r"[a-z0-9_]+", task) or hasattr(self.tasks, task):
@@ -147,19 +164,41 @@ class DynamicNet(nn.Module):
             raise FedclError(
                 f"task {task!r}: {classes} classes, model.expansion_units = {expansion_units}; both are at least 1"
             )
-        width = cast(int, self.trunk.width)
-        module = TaskModule(width, expansion_units, classes, self.weight_norm)
         like = next(self.parameters(), torch.empty(0))
-        self.tasks[task] = module.to(like).train(self.training)
-        self.gates[task] = Gate(expansion_units).to(like).train(self.training)
+        if not self._shared:
+            module = TaskModule(cast(int, self.trunk.width), expansion_units, classes, self.weight_norm)
+            self.tasks[task] = module.to(like).train(self.training)
+        if self.masks != "none" or not self._shared:
+            gate = nn.Module() if self._shared else Gate(expansion_units)
+            if self.masks != "none":
+                gate.add_module("trunk", _masks.build(self.trunk, self.masks))
+            self.gates[task] = gate.to(like).train(self.training)
 
-    def forward(self, x: Tensor, task: str) -> Tensor:
-        """Samples x [B, *shape] → logits of the task [B, classes]."""
-        return self.head(self.features(x), task)
+    def has(self, task: str) -> bool:
+        """Whether the task has all that it needs."""
+        return task in self.gates if self.masks != "none" or not self._shared else True
 
-    def features(self, x: Tensor) -> Tensor:
-        """Samples x [B, *shape] → what all tasks share [B, width]."""
-        return cast(Tensor, self.trunk(x))
+    @overload
+    def forward(self, x: Tensor, task: str) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, task: list[str]) -> list[Tensor]: ...
+    def forward(self, x: Tensor, task: str | list[str]) -> Tensor | list[Tensor]:
+        """Samples x [B, *shape] → logits of the task [B, classes]; for several tasks, those of each."""
+        if isinstance(task, str):
+            return self.head(self.features(x, task), task)
+        if self.masks != "none":
+            return [self.head(self.features(x, one), one) for one in task]
+        features = self.features(x)
+        return [self.head(features, one) for one in task]
+
+    def features(self, x: Tensor, task: str = "") -> Tensor:
+        """Samples x [B, *shape] → the trunk's features [B, width], as the task sees them where the net has masks."""
+        if self.masks == "none":
+            return cast(Tensor, self.trunk(x))
+        if task not in self.gates:
+            raise FedclError(f"task {task!r} has no masks; there are those of: {', '.join(self.gates) or 'none yet'}")
+        masks = cast(nn.ModuleDict, self.gates[task].trunk)
+        return cast(Tensor, functional_call(self.trunk, _masks.seen(self.trunk, masks), (x,)))
 
     def head(self, features: Tensor, task: str) -> Tensor:
         """Features [B, width] → logits of the task [B, classes].
@@ -177,6 +216,18 @@ class DynamicNet(nn.Module):
         """Whose module the task uses: its own, or "shared"; the second part of its parameters' names."""
         return SHARED if self._shared else task
 
+    def chain(self) -> tuple[str, ...]:
+        """The trunk's layers where each feeds only the next one.
+
+        Raises:
+            FedclError: it is not such a trunk.
+        """
+        return _masks.chain(self.trunk)
+
+    def by_place(self) -> bool:
+        """Whether an output is a class's place in its task, so that the task's identity is not needed."""
+        return self._shared and cast(SharedHead, self.tasks[SHARED]).by_place
+
     def allow(self, classes: Collection[int] | None) -> None:
         """Close a shared head's other classes: their logits are -inf; None opens all.
 
@@ -190,13 +241,13 @@ class DynamicNet(nn.Module):
 
     def sizes(self) -> dict[str, int]:
         """Parameters of the trunk, and of each task's module with its gate: {"trunk": n, "t0": n, …}."""
-        counts = dict.fromkeys(["trunk", *self.tasks], 0)
+        counts = dict.fromkeys(["trunk", *self.tasks, *self.gates], 0)
         for name, value in self.named_parameters():
             counts[role(name) or "trunk"] += value.numel()
         return counts
 
 
-def build(model: Model, shape: tuple[int, ...], classes: int) -> DynamicNet:
+def build(model: Model, shape: tuple[int, ...], outputs: int) -> DynamicNet:
     """The net that a config describes, without tasks; torch's global generator draws its weights.
 
     `model.weights` is not read here: only the server starts from a file, see `load_weights`.
@@ -204,7 +255,7 @@ def build(model: Model, shape: tuple[int, ...], classes: int) -> DynamicNet:
     Args:
         model: the config's section.
         shape: of a sample.
-        classes: of the data set, the outputs of a shared head.
+        outputs: of a head that tasks share, see `Federation.outputs`.
 
     Raises:
         FedclError: an option of the trunk is unknown or has no such value.
@@ -219,6 +270,8 @@ def build(model: Model, shape: tuple[int, ...], classes: int) -> DynamicNet:
                 f"model.options.{key}: {model.name!r} has no such option; {hint}there are: {', '.join(known)}"
             )
     trunk: nn.Module = trunk_of(tuple(shape), **model.options)
+    masks = "none" if model.masks == "auto" else model.masks
     if model.heads == "task":
-        return DynamicNet(trunk, model.weight_norm)
-    return DynamicNet(trunk, shared=SharedHead(cast(int, trunk.width), classes, model.head_bias))
+        return DynamicNet(trunk, model.weight_norm, masks=masks)
+    head = SharedHead(cast(int, trunk.width), outputs, model.head_bias, by_place=model.heads == "domain")
+    return DynamicNet(trunk, shared=head, masks=masks)

@@ -30,6 +30,10 @@ class Mlp(nn.Module):
             for place, p in enumerate(dropout)
         )
 
+    def chain(self) -> tuple[str, ...]:
+        """The layers in order, each feeding only the next."""
+        return tuple(f"layers.{place}" for place in range(len(self.layers)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Samples x [B, *shape] → features [B, width]."""
         first, *others = self.dropouts

@@ -123,12 +123,21 @@ def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
     latency = result.metrics.get("latency_ms", float("nan"))
     speed = f"{latency:.3g} ms" if np.isfinite(latency) else "–"
     change = f"{count(first)} → {count(last)}" if sizes else "not recorded"
+    examples, again = (result.metrics.get(n, float("nan")) for n in ("training_examples", "cumulative_compute"))
+    kept = result.metrics.get("memory_per_hospital", float("nan"))
     return [
         Tile("Sent to clients", size(result.bytes_down), "", ("all rounds, all clients",)),
         Tile("Sent by clients", size(result.bytes_up), "", ("all rounds, all clients",)),
         Tile("Time", duration(float(status["seconds"])), "", (str(status["clock"]),)),
         Tile("Parameter growth", ratio, "", (change,)),
         Tile("Inference", speed, "", ("per sample",)),
+        Tile(
+            "Trained on",
+            count(examples) if np.isfinite(examples) else "–",
+            "",
+            (f"from scratch at each stage: × {again:.1f}" if again > 1 else "samples through a step",),
+        ),
+        Tile("Kept by a hospital", size(kept) if np.isfinite(kept) else "–", "", ("in its own store, at most",)),
     ]
 
 

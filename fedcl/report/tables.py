@@ -124,6 +124,10 @@ def compat_table(result: Result) -> list[dict[str, str]]:
 
 def extras(result: Result) -> list[tuple[str, str, str]]:
     """Final figures that are not metrics of accuracy, e.g. a privacy budget: (name, value, note)."""
-    known = set(DEFINITIONS) | {f"{name}_inferred" for name in INFERRED} | {"latency_ms", "parameter_growth"}
+    known = (
+        set(DEFINITIONS)
+        | {f"{name}_inferred" for name in INFERRED}
+        | {"latency_ms", "parameter_growth", "training_examples", "cumulative_compute", "memory_per_hospital"}
+    )
     chosen = [r for r in result.records if r.phase == "final" and r.client is None and r.name not in known]
     return [(r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen]

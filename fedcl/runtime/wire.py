@@ -98,6 +98,7 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
         "tasks": list(job.tasks),
         "lr": job.lr,
         "version": job.version,
+        "past": list(job.past),
         "seen": list(job.seen),
         "flags": list(job.flags),
     }
@@ -123,6 +124,7 @@ def decode_job(content: RecordDict) -> Job:
         lr=head["lr"],
         version=head["version"],
         broadcast=decode_arrays(broadcast) if broadcast is not None else {},
+        past=tuple(head["past"]),
         seen=tuple(head["seen"]),
         flags=tuple(head["flags"]),
         keep=tuple(keep["versions"]) if keep else (),  # type: ignore[arg-type]

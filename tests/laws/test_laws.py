@@ -14,7 +14,6 @@ from fedcl.runtime.inline import InlineGrid
 from fedcl.simulation import Interrupted, simulate
 
 METHODS = plugins.names("methods")
-STRENGTHS = [("ewc", "strength", step) for step in ("proximal", "explicit")]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,14 +65,6 @@ def test_order_of_arrival_does_not_matter(run, method, monkeypatch):
 
     monkeypatch.setattr(InlineGrid, "pull_messages", shuffled)
     assert_same(straight, run("shuffled", method=method))
-
-
-@pytest.mark.parametrize(("method", "option", "step"), STRENGTHS)
-def test_strength_zero_is_finetune(run, method, option, step):
-    none = run("finetune", method="finetune")
-    zero = run("zero", method=method, methods={method: {option: 0.0, "step": step}})
-    for name, value in model(none).items():
-        assert torch.equal(value, model(zero)[name]), name
 
 
 def test_freeze_forgets_nothing_and_finetune_most(tmp_path):

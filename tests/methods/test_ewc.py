@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedcl.contracts import Batch, Context, Task
+from fedcl.contracts import Batch, Context, Step, Task
 from fedcl.methods.ewc import EWC
 
 TASK = Task("t0", 0, (0, 1))
@@ -22,6 +22,10 @@ def _context(lr=0.1, stages=3):
         generator=torch.Generator().manual_seed(0),
         slots=stages,
     )
+
+
+def _step(after):
+    return Step({}, {}, {"trunk.w": after})
 
 
 def _consolidated(method, tasks):
@@ -46,7 +50,7 @@ def _gradient(method, memory, theta):
 def test_penalty_by_hand():
     """(λ/2) Σ F (θ − θ*)² with F = (1, 2), θ − θ* = (1, −3), λ = 4: 2 · (1 + 18) = 38."""
     method = EWC(strength=4.0, step="explicit")
-    memory = {"fisher/trunk.w": torch.tensor([1.0, 2.0]), "anchor/trunk.w": torch.tensor([0.0, 3.0])}
+    memory = {"importance/trunk.w": torch.tensor([1.0, 2.0]), "anchor/trunk.w": torch.tensor([0.0, 3.0])}
     params = {"trunk.w": torch.tensor([1.0, 0.0])}
     empty = Batch(torch.empty(0), torch.empty(0))
     assert method.penalty(_context(), params, empty, memory).item() == pytest.approx(38.0)
@@ -68,7 +72,7 @@ def test_proximal_step_minimises_the_quadratic(form):
     """prox: argmin (1/2η)‖θ − θ'‖² + (λ/2) Σ_k F_k (θ − θ_k)², in float64 by its normal equation."""
     tasks, method = _tasks(2), EWC(strength=50.0, form=form)
     start = torch.randn(4, generator=torch.Generator().manual_seed(1))
-    after, _ = method.edit_update(_context(lr=0.1), {}, {"trunk.w": start}, _consolidated(method, tasks))
+    after, _ = method.edit_update(_context(lr=0.1), _step(start), _consolidated(method, tasks))
     total = sum(f.double() for f, _ in tasks)
     pulled = sum(f.double() * a.double() for f, a in tasks)
     expected = (start.double() + 0.1 * 50.0 * pulled) / (1 + 0.1 * 50.0 * total)
@@ -87,12 +91,12 @@ def test_online_decays_by_gamma_and_once_more_in_the_loss():
 def test_proximal_is_stable_where_the_explicit_step_diverges():
     """η λ F_max = 10: plain gradient steps on the quadratic leave all bounds, proximal ones settle at θ*."""
     importance, anchor = torch.tensor([1.0, 0.1]), torch.tensor([2.0, -1.0])
-    memory = {"fisher/trunk.w": importance, "anchor/trunk.w": anchor}
+    memory = {"importance/trunk.w": importance, "anchor/trunk.w": anchor}
     explicit, proximal = torch.zeros(2), {"trunk.w": torch.zeros(2)}
     method = EWC(strength=100.0)
     for _ in range(50):
         explicit = explicit - 0.1 * 100.0 * importance * (explicit - anchor)
-        proximal, _ = method.edit_update(_context(lr=0.1), {}, proximal, memory)
+        proximal, _ = method.edit_update(_context(lr=0.1), _step(proximal["trunk.w"]), memory)
     assert not explicit.abs().max() < 1e6  # NaN by now
     torch.testing.assert_close(proximal["trunk.w"], anchor, atol=1e-3, rtol=1e-3)
 
@@ -102,10 +106,10 @@ def test_shared_fisher_is_the_data_weighted_mean():
     uploads = [(10.0, {"new/trunk.w": torch.tensor([1.0])}), (30.0, {"new/trunk.w": torch.tensor([5.0])})]
     params = {"trunk.w": torch.tensor([2.0]), "tasks.t0.out.bias": torch.tensor([9.0])}
     state, broadcast = method.server(params, {}, uploads)
-    assert broadcast["fisher/trunk.w"].item() == pytest.approx(4.0)
+    assert broadcast["importance/trunk.w"].item() == pytest.approx(4.0)
     assert broadcast["anchor/trunk.w"].item() == 2.0
     state, broadcast = method.server({"trunk.w": torch.tensor([6.0])}, state, uploads)
-    assert broadcast["fisher/trunk.w"].item() == pytest.approx(8.0)
+    assert broadcast["importance/trunk.w"].item() == pytest.approx(8.0)
     assert broadcast["anchor/trunk.w"].item() == pytest.approx(4.0)  # (4·2 + 4·6) / 8
     assert method.receive(broadcast, {"new/trunk.w": torch.zeros(1)}).keys() == broadcast.keys()
 
@@ -114,7 +118,7 @@ def test_a_parameter_that_matters_to_nobody_is_free():
     method = EWC(strength=1e6)
     memory = _consolidated(method, [(torch.zeros(4), torch.randn(4)), (torch.zeros(4), torch.randn(4))])
     start = torch.arange(4.0)
-    after, _ = method.edit_update(_context(), {}, {"trunk.w": start}, memory)
+    after, _ = method.edit_update(_context(), _step(start), memory)
     assert torch.equal(after["trunk.w"], start)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedcl import fisher
+from fedcl import fisher, sample_moments
 from fedcl.config import Model
 from fedcl.models import dynamic_net
 
@@ -196,7 +196,7 @@ def test_convolutions(conv: dict[str, Any]) -> None:
 def test_large_gradients_are_summed_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 3)), torch.randn(5, 1, 6, 6)
-    monkeypatch.setattr(fisher, "_BLOCK", 1000)  # 4 samples at once, and 27 weights are many
+    monkeypatch.setattr(sample_moments, "_BLOCK", 1000)  # 4 samples at once, and 27 weights are many
     check(net, x, chunk=5)
 
 

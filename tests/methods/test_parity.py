@@ -56,7 +56,7 @@ def test_frozen_accuracies(case, tmp_path, monkeypatch):
         "data": {"val": 0},
         "partition": {"name": "iid"},
         "model": {"heads": "shared", "mask": "all", "options": {"hidden": [100, 100]}},
-        "train": {"rounds": 1, "epochs": 5, "optimizer": "adam", "lr": 1e-3, "reset": "never", "shuffle": False},
+        "train": {"rounds": 1, "epochs": 5, "optimizer": "adam", "lr": 1e-3, "reset": "never", "order": "arrival"},
         "federation": {"clients": 1},
         "run": {"output": str(tmp_path / "run")},
     })  # fmt: skip

@@ -62,7 +62,7 @@ def test_the_later_set_wins() -> None:
         ("stream.classes=[[0, 1], [2]]", "stream.classes", [[0, 1], [2]]),
         ("data.normalize={mean = 0.1, std = 0.3}", "data.normalize", {"mean": 0.1, "std": 0.3}),
         ("model.options.hidden=[9]", "model.options", {"hidden": [9]}),
-        ("train.shuffle=false", "train.shuffle", False),
+        ("data.own=false", "data.own", False),
         ("methods.ewc.strength=300", "methods", {"ewc": {"strength": 300}}),
     ],
 )
@@ -103,7 +103,7 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         ("federation.fraction=2", "federation.fraction", "must be a number > 0 and ≤ 1"),
         ("partition.name=dirichlett", "partition.name", "did you mean 'dirichlet'?"),
         ("stream.tasks=2.5", "stream.tasks", "must be a whole number ≥ 1"),
-        ("train.shuffle=often", "train.shuffle", "must be true or false"),
+        ("model.head_bias=often", "model.head_bias", "must be true or false"),
         ("stream.classes=3", "stream.classes", "must be a list, each a list, each a whole number"),
         ("data.normalize=min", "data.normalize", "must be one of auto, none, train, client or a table"),
         ("data=mnist", "data", "is a section"),

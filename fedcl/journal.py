@@ -1,0 +1,68 @@
+"""What a run writes down of each phase: one record a figure, all in the same shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedcl.collect import Collection
+from fedcl.contracts import Update
+from fedcl.federation import Federation
+from fedcl.plan import Plan
+from fedcl.run_dir import RunDir
+
+Record = dict[str, Any]
+_TRAFFIC = ("bytes_down", "bytes_up")
+
+
+class Journal:
+    """Records of a run, by stage and round.
+
+    Args:
+        run: where they go.
+        federation: for who is behind a client.
+        plan: for its tasks and the counting of rounds.
+    """
+
+    def __init__(self, run: RunDir, federation: Federation, plan: Plan) -> None:
+        self._run, self._federation, self._plan = run, federation, plan
+
+    def log(self, stage: int, number: int, records: Sequence[Record]) -> None:
+        """Write records that may leave out what is the same for all, or does not apply."""
+        blank = {
+            "stage": stage,
+            "round": max(self._plan.overall(stage, number), 0),
+            "client": None,
+            "task": None,
+        }
+        self._run.log(blank | record for record in records)
+
+    def training(self, stage: int, update: Update) -> list[Record]:
+        """An update's metrics: `validate/…` and `local/…` are about a hospital and its task."""
+        tasks, hospitals = self._plan.tasks(stage, [update.client]), self._federation.members[update.client]
+        about = {
+            "client": hospitals[0] if len(hospitals) == 1 else None,  # pooled data are nobody's in particular
+            "task": tasks[0].id if len(tasks) == 1 else None,
+        }
+        records = []
+        for name, value in update.metrics.items():
+            phase, _, short = name.rpartition("/")
+            whose = about if phase else {"client": update.client}
+            records.append({"phase": phase or "train", "name": short, "value": value, **whose})
+        return records
+
+
+def totals(collections: Sequence[Collection]) -> dict[str, float]:
+    """Bytes of a phase, each way."""
+    return {name: sum(getattr(c, name) for c in collections) for name in _TRAFFIC}
+
+
+def named(phase: str, figures: Mapping[str, float]) -> list[Record]:
+    """Figures that are about everybody."""
+    return [{"phase": phase, "name": name, "value": value} for name, value in figures.items()]
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN where there are none."""
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,53 @@
+"""Orthonormal bases of what must not change: of gradients (OGD), and of a layer's inputs (GPM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_SMALL = 1e-6  # of a vector's length: what is left of one that the others span already
+
+
+def extended(basis: Tensor, vector: Tensor) -> Tensor:
+    """Orthonormal rows [k, P] and what is new in a vector [P]: [k or k + 1, P].
+
+    Gram-Schmidt twice: once leaves errors of the size of single precision times the part that was taken out.
+    """
+    left = vector
+    for _ in range(2):
+        left = left - basis.T @ (basis @ left)
+    length = left.norm()
+    if length < _SMALL * vector.norm() or length == 0:
+        return basis
+    return torch.cat([basis, (left / length)[None]])
+
+
+def covering(basis: Tensor, gram: Tensor, threshold: float) -> Tensor:
+    """M [in, r] with the fewest singular vectors of R̂ that satisfy eq. 9, from R Rᵀ [in, in] in float64."""
+    old = basis.double()
+    rest = gram - old @ (old.T @ gram)
+    rest = rest - (rest @ old) @ old.T  # R̂ R̂ᵀ
+    values, vectors = torch.linalg.eigh((rest + rest.T) / 2)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    missing = threshold * gram.trace() - (gram.trace() - values.sum())
+    # The fewest r with σ_1² + … + σ_r² ≥ what is missing, and no more than there are directions left.
+    count = int((values.cumsum(0) < missing - 1e-12 * gram.trace()).sum()) + 1 if missing > 0 else 0
+    count = min(count, len(gram) - basis.shape[1])
+    joined = torch.cat([old, vectors[:, :count]], 1)
+    return torch.linalg.qr(joined)[0].float().contiguous() if joined.shape[1] else basis
+
+
+def gram(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """R Rᵀ in float64 of a layer's inputs as its weights meet them, with the constant 1 where it has a bias."""
+    columns = []
+    for a in inputs:
+        if isinstance(layer, nn.Conv2d):
+            padding = layer.padding if isinstance(layer.padding, tuple) else 0
+            a = nn.functional.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride).mT
+        columns.append(a.flatten(0, -2).double())
+    r = torch.cat(columns)
+    if layer.bias is not None:
+        r = torch.cat([r, r.new_ones(len(r), 1)], 1)
+    return r.T @ r

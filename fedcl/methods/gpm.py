@@ -1,0 +1,127 @@
+"""Gradient projection memory: a layer's weights move only across the inputs that old tasks gave it.
+
+Saha et al. 2021. At a task's end, with R [in, n] a layer's inputs on some samples and M the basis so far, the left
+singular vectors of R̂ = R − M Mᵀ R are added until ‖M Mᵀ R‖² + Σ σ_i² ≥ ε ‖R‖² (eq. 9; the authors' code takes one
+too few in the first task). The *update* is projected, W ← W₀ + (W − W₀)(I − M Mᵀ) with W₀ the weights at the task's
+start, so that momentum, Adam, weight decay and the move to a merged model do not leak. A bias is a weight of the
+constant input 1. What has no such inputs (normalisation, tokens) stays as the first task left it. R is kept as R Rᵀ,
+which adds up over hospitals: `share = "sum"` gives all the basis of the pooled data. Works with the task known or
+not; keeps no samples but the directions of their features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedcl._sample_grads import recorded
+from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
+from fedcl.methods import _subspace
+
+
+@dataclass(frozen=True)
+class GPM(Method):
+    """Gradient projection memory.
+
+    Attributes:
+        threshold: ε in (0, 1], the share of the inputs' squared length that is protected: one for all layers, or one
+            for each in the net's order, the last for all that follow; the paper's are 0.95, 0.99, 0.99 for permuted
+            MNIST.
+        growth: added to ε with each task, ≥ 0; the paper's 0.003 for CIFAR.
+        samples: of a task, that R is measured on, ≥ 1.
+        share: whose inputs: a hospital's `own`, or those of all (`sum`), for which R Rᵀ is uploaded.
+    """
+
+    threshold: tuple[float, ...] = (0.97,)
+    growth: float = 0.0
+    samples: int = 300
+    share: Literal["own", "sum"] = "own"
+    edits_last: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.threshold or not all(0 < value <= 1 for value in self.threshold):
+            raise ValueError(f"threshold = {self.threshold}: one or more numbers in (0, 1]")
+        if self.growth < 0 or self.samples < 1 or self.share not in ("own", "sum"):
+            raise ValueError(f"growth = {self.growth} must be ≥ 0, samples = {self.samples} ≥ 1, share own or sum")
+
+    def hooks(self) -> frozenset[str]:
+        """The federated half only where inputs are shared."""
+        return super().hooks() - ({"upload", "server", "receive"} if self.share == "own" else set())
+
+    def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """W₀."""
+        shared = [name for name in params if role(name) in ("", "shared")]
+        return memory | {f"start/{name}": params[name].detach().clone() for name in shared}
+
+    def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
+        """W₀ + (W − W₀)(I − M Mᵀ)."""
+        if not any(key.startswith("basis/") for key in memory):
+            return step.after, memory
+        edited = dict(step.after)
+        for name in (name for name in edited if f"start/{name}" in memory):
+            layer, _, kind = name.rpartition(".")
+            basis = memory.get(f"basis/{layer}")
+            start = memory[f"start/{name}"]
+            if basis is None:
+                edited[name] = start
+            elif kind == "weight":
+                moved = (edited[name] - start).flatten(1)
+                bias = f"{layer}.bias"
+                if wide := len(basis) > moved.shape[1]:
+                    moved = torch.cat([moved, (step.after[bias] - memory[f"start/{bias}"])[:, None]], 1)
+                moved = moved - (moved @ basis) @ basis.T
+                if wide:
+                    edited[bias] = memory[f"start/{bias}"] + moved[:, -1]
+                    moved = moved[:, :-1]
+                edited[name] = start + moved.reshape(start.shape)
+        return edited, memory
+
+    def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
+        """Measure R Rᵀ at the merged model; extend M, unless all hospitals' are added first."""
+        chosen = torch.randperm(len(data.x), generator=ctx.generator)[: self.samples].to(data.x.device)
+        layers = {
+            name: layer
+            for name, layer in ctx.net.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and role(f"{name}.") in ("", "shared")
+        }
+        with torch.no_grad(), recorded(layers) as calls:
+            ctx.forward({}, data.x[chosen])
+        grams = {
+            name: _subspace.gram(layer, [call.a for call in calls[name]])
+            for name, layer in layers.items()
+            if calls[name]
+        }
+        if self.share == "sum":
+            return memory | {f"gram/{name}": gram for name, gram in grams.items()}
+        return self._more(memory, grams)
+
+    def upload(self, memory: Memory) -> Memory:
+        """R Rᵀ of the task just ended, where hospitals share it."""
+        return {key: value for key, value in memory.items() if key.startswith("gram/")}
+
+    def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
+        """The basis of all hospitals' inputs."""
+        sent = [upload for _, upload in uploads if upload]
+        names = [key.removeprefix("gram/") for key in (sent[0] if sent else ())]
+        grams = {name: torch.stack([upload[f"gram/{name}"] for upload in sent]).sum(0) for name in names}
+        state = self._more(state, grams)
+        return state, state
+
+    def receive(self, broadcast: Memory, memory: Memory) -> Memory:
+        """Take over the common basis."""
+        own = {key: value for key, value in memory.items() if key.startswith("start/")}
+        return own | broadcast
+
+    def _more(self, memory: Memory, grams: dict[str, Tensor]) -> Memory:
+        """M of each layer with the directions that one more task needs."""
+        kept = {key: value for key, value in memory.items() if not key.startswith("gram/")}
+        task = int(kept.get("tasks", torch.tensor(0)))
+        for place, (name, gram) in enumerate(grams.items()):
+            start = self.threshold[min(place, len(self.threshold) - 1)]
+            old = kept.get(f"basis/{name}", gram.new_zeros(len(gram), 0, dtype=torch.float32))
+            kept[f"basis/{name}"] = _subspace.covering(old, gram, min(start + task * self.growth, 1.0))
+        return kept | {"tasks": torch.tensor(task + 1)}

@@ -1,0 +1,74 @@
+"""Learning without forgetting: on new data the net should go on answering for old tasks as it did.
+
+Adds λ T² KL(softmax(z_old / T) ‖ softmax(z / T)), mean over samples, over old classes only, one term for each earlier
+task that has a softmax of its own, otherwise one over all old classes (Li & Hoiem 2016, eq. 2-3; T² keeps the
+gradient's size, Hinton et al. 2015, and is left out by other code). The teacher is the merged model at the end of the
+hospital's last task, in evaluation mode, on the same augmented samples. Works with the task known or not; keeps a
+copy of the net and no data; sends nothing beside parameters, and old heads come along and train along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedcl.contracts import Batch, Context, Memory, Method, Params
+
+
+@dataclass(frozen=True)
+class LwF(Method):
+    """Learning without forgetting.
+
+    Attributes:
+        strength: λ, ≥ 0; typically 0.1 to 10.
+        temperature: T, > 0; typically 2.
+        per_task: multiply a softmax over all old classes by the number of earlier tasks (van de Ven & Tolias 2019
+            weigh new and old by 1/k and 1 − 1/k, the same but for the learning rate).
+    """
+
+    strength: float = 1.0
+    temperature: float = 2.0
+    per_task: bool = False
+    needs_past: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.strength < 0 or self.temperature <= 0:
+            raise ValueError(f"strength = {self.strength} must be ≥ 0, temperature = {self.temperature} > 0")
+
+    def hooks(self) -> frozenset[str]:
+        """None at λ = 0."""
+        return super().hooks() if self.strength else frozenset()
+
+    def conventions(self) -> dict[str, object]:
+        """λ means nothing without these."""
+        return {
+            "temperature": self.temperature,
+            "factor": "T²",
+            "reduction": "mean over samples",
+            "over": "old classes",
+        }
+
+    def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
+        """λ T² KL to the teacher, a 0-d tensor."""
+        total = batch.x.new_zeros(())
+        if not memory:
+            return total
+        taught = ctx.old(memory, batch.x, teacher=True)
+        for old, new in zip(taught, ctx.old(params, batch.x), strict=True):
+            total = total + divergence(old, new, self.temperature)
+        if self.per_task and len(taught) == 1:
+            total = total * len(ctx.past)
+        return self.strength * total
+
+    def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
+        """The merged model is the next teacher."""
+        return {name: value.detach().clone() for name, value in params.items()}
+
+
+def divergence(old: Tensor, new: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(old / T) ‖ softmax(new / T)), mean over samples, from logits [B, C]; a 0-d tensor."""
+    target, found = (torch.log_softmax(z / temperature, 1) for z in (old, new))
+    return temperature**2 * torch.nn.functional.kl_div(found, target, reduction="batchmean", log_target=True)

@@ -1,0 +1,69 @@
+"""Orthogonal gradient descent: steps stay orthogonal to the gradients of old answers.
+
+Farajtabar et al. 2020, algorithm 1, ground-truth logit form: S spans ∇_θ z_y(x) of some old samples. The *update* is
+projected, θ ← θ₀ + (I − S Sᵀ)(θ − θ₀) with θ₀ the parameters at the task's start, so that momentum, Adam and weight
+decay leave S alone too, and so does the move to a merged model. On what tasks share. Works with the task known or
+not; keeps no samples but gradients of them (4 bytes × parameters × directions); sends nothing beside parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
+from fedcl.methods import _subspace
+
+
+@dataclass(frozen=True)
+class OGD(Method):
+    """Orthogonal gradient descent.
+
+    Attributes:
+        directions: gradients of each task, ≥ 1; typically 200.
+        limit: of all tasks, ≥ `directions`; later ones are dropped.
+    """
+
+    directions: int = 200
+    limit: int = 2000
+    edits_last: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.directions <= self.limit:
+            raise ValueError(f"directions = {self.directions} must be from 1 to limit = {self.limit}")
+
+    def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """θ₀."""
+        return memory | {f"start/{name}": params[name].detach().clone() for name in _shared(params)}
+
+    def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
+        """θ₀ + (I − S Sᵀ)(θ − θ₀)."""
+        if "basis" not in memory:
+            return step.after, memory
+        names = _shared(step.after)
+        moved = torch.cat([(step.after[name] - memory[f"start/{name}"]).flatten() for name in names])
+        moved = moved - memory["basis"].T @ (memory["basis"] @ moved)
+        pieces = torch.split(moved, [step.after[name].numel() for name in names])
+        edited = dict(step.after)
+        for name, piece in zip(names, pieces, strict=True):
+            edited[name] = memory[f"start/{name}"] + piece.view_as(edited[name])
+        return edited, memory
+
+    def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
+        """Add the directions of some of the task's samples, at the merged model."""
+        names = _shared(params)
+        leaves = {name: params[name].detach().requires_grad_() for name in names}
+        basis = memory.get("basis", torch.zeros(0, sum(leaf.numel() for leaf in leaves.values())))
+        chosen = torch.randperm(len(data.y), generator=ctx.generator)[: self.directions].tolist()
+        for row in chosen[: self.limit - len(basis)]:
+            with torch.enable_grad():
+                logit = ctx.forward({**params, **leaves}, data.x[row : row + 1])[0, data.y[row]]
+                grads = torch.autograd.grad(logit, list(leaves.values()), materialize_grads=True)
+            basis = _subspace.extended(basis, torch.cat([grad.flatten() for grad in grads]))
+        return {"basis": basis}
+
+
+def _shared(params: Params) -> list[str]:
+    return [name for name in params if role(name) in ("", "shared")]

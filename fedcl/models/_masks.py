@@ -1,0 +1,110 @@
+"""How a task sees the trunk: through a mask over its units, or over its weights.
+
+Masks act on parameters, never on activations: a unit behind a gate m ∈ [0, 1] is a layer whose row of weights, and
+whose bias, are multiplied by m (the same thing for ReLU, since max(0, m h) = m max(0, h)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.config import Masks, Model
+from fedcl.contracts import FedclError
+
+SCALE = 400.0  # s_max of HAT, where nobody says another
+
+
+class UnitMask(nn.Module):
+    """One gate a unit, σ(scale · logits): soft while it is trained, as good as binary at a large scale.
+
+    Serrà et al. 2018 (HAT), eq. 1. `taken` is the largest gate of all earlier tasks, which the server writes.
+    """
+
+    taken: Tensor
+    scale: Tensor
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(units))
+        self.register_buffer("taken", torch.zeros(units))
+        self.register_buffer("scale", torch.tensor(SCALE))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """A layer's weight [units, …] or bias [units], gated."""
+        return values * torch.sigmoid(self.scale * self.logits).view(-1, *[1] * (values.dim() - 1))
+
+
+class WeightMask(nn.Module):
+    """Who owns a weight: UNUSED by the task, its own (FREE until it is fixed), or TAKEN by an earlier task."""
+
+    UNUSED, FREE, TAKEN = 0, 1, 2
+    owner: Tensor
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.register_buffer("owner", torch.full(shape, self.FREE, dtype=torch.uint8))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """A layer's weight, zero where the task does not use it; its bias as it is."""
+        return values * (self.owner != self.UNUSED) if values.dim() > 1 else values
+
+
+Mask = UnitMask | WeightMask
+
+
+def build(trunk: nn.Module, kind: Masks) -> nn.ModuleDict:
+    """Fresh masks of one task, by layer; a key is the layer's name with "-" for ".".
+
+    Raises:
+        FedclError: the trunk is no plain chain of layers, and masks over units need one.
+    """
+    if kind == "none":
+        return nn.ModuleDict()
+    if kind == "weights":
+        layers = {name: layer for name, layer in trunk.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+        return nn.ModuleDict({key(name): WeightMask(layer.weight.shape) for name, layer in layers.items()})
+    layers = {name: cast(nn.Linear, trunk.get_submodule(name)) for name in chain(trunk)}
+    return nn.ModuleDict({key(name): UnitMask(len(layer.weight)) for name, layer in layers.items()})
+
+
+def chain(trunk: nn.Module) -> tuple[str, ...]:
+    """The names of a trunk's layers where each feeds only the next one.
+
+    Raises:
+        FedclError: it is not such a trunk.
+    """
+    found: Callable[[], tuple[str, ...]] | None = getattr(trunk, "chain", None)
+    if found is None:
+        raise FedclError(
+            f"masks over units need layers that each feed only the next, which {type(trunk).__name__} has not; "
+            "take model.name = 'mlp' or 'cnn'"
+        )
+    return found()
+
+
+def seen(trunk: nn.Module, masks: nn.ModuleDict) -> dict[str, Tensor]:
+    """The trunk's parameters as a task sees them; those that its masks leave alone are not among them."""
+    view = {}
+    for name, mask in masks.items():
+        layer = name.replace("-", ".")
+        for kind, value in trunk.get_submodule(layer).named_parameters(recurse=False):
+            view[f"{layer}.{kind}"] = cast(Tensor, mask(value))
+    return view
+
+
+def needs_task(model: Model, kind: Masks) -> str:
+    """Why masks of a kind cannot work with this net; "" if they can."""
+    if model.masks not in ("auto", kind):
+        return f"sees the trunk through masks: model.masks must be 'auto' or {kind!r}"
+    if model.heads == "domain" or (model.heads == "shared" and model.mask != "task"):
+        return "needs the task's identity: take model.heads = 'task', or 'shared' with model.mask = 'task'"
+    return ""
+
+
+def key(layer: str) -> str:
+    """A layer's name as a part of a parameter's name."""
+    return layer.replace(".", "-")
