@@ -136,7 +136,7 @@ class Client:
             loss.backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 if "edit_grads" in hooks:
-                    self._edit_grads(context, params, memory)
+                    memory = self._edit_grads(context, params, memory)
                 before = {n: p.detach().clone() for n, p in params.items()} if method.uses_before else {}
                 step(optimizer)
                 if "edit_update" in hooks:
@@ -176,10 +176,11 @@ class Client:
             losses.append(evaluate.losses(self.net, task, batch))
         return losses, offered
 
-    def _edit_grads(self, context: Context, params: Params, memory: Memory) -> None:
-        grads = _grads(params)
-        for name, grad in self.method.edit_grads(context, params, grads, memory).items():
+    def _edit_grads(self, context: Context, params: Params, memory: Memory) -> Memory:
+        edited, memory = self.method.edit_grads(context, params, _grads(params), memory)
+        for name, grad in edited.items():
             params[name].grad = grad
+        return memory
 
     def _edit_update(self, context: Context, before: Params, params: Params, memory: Memory) -> Memory:
         after = {name: p.detach() for name, p in params.items()}

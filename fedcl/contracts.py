@@ -226,9 +226,9 @@ class Method:
         """Added to the loss, a 0-d tensor."""
         return torch.zeros(())
 
-    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> Params:
-        """Gradients before the optimiser sees them."""
-        return grads
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
+        """(gradients before the optimiser sees them, memory)."""
+        return grads, memory
 
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """(parameters after the step, memory): proximal steps, projections, masks, path integrals."""

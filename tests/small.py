@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 
+from fedcl.contracts import TEST, TRAIN, Samples
 from fedcl.results import Result
 from fedcl.server import Server
 
@@ -61,3 +64,18 @@ def stop_after(monkeypatch: Any, saves: int) -> None:
         saved(self, always)
 
     monkeypatch.setattr(Server, "_save", save)
+
+
+def digits() -> Samples:
+    """Digits with 30 % of each class for testing, in the order of a plain NumPy script that others can repeat."""
+    x, y = load_digits(return_X_y=True)
+    random, test, train = np.random.RandomState(0), [], []
+    for label in range(10):
+        index = random.permutation(np.flatnonzero(y == label))
+        cut = round(0.3 * len(index))
+        test.append(index[:cut])
+        train.append(index[cut:])
+    order = random.permutation(np.concatenate(train)), random.permutation(np.concatenate(test))
+    split = np.repeat(np.array([TRAIN, TEST], np.int8), [len(part) for part in order])
+    rows = np.concatenate(order)
+    return Samples((x[rows] / 16).astype(np.float32), y[rows].astype(np.int64), tuple("0123456789"), split=split)

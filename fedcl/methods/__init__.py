@@ -117,11 +117,14 @@ class Combination(Method):
         terms = [part.penalty(ctx, params, batch, own) for _, part, own in self._with("penalty", memory)]
         return sum(terms[1:], terms[0])
 
-    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> Params:
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
         """One part after the other."""
-        for _, part, own in self._with("edit_grads", memory):
-            grads = part.edit_grads(ctx, params, grads, own)
-        return grads
+        changed = {}
+        for name, part, own in self._with("edit_grads", memory):
+            grads, new = part.edit_grads(ctx, params, grads, own)
+            if new is not own:
+                changed[name] = new
+        return grads, _join(changed, memory)
 
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """One part after the other."""

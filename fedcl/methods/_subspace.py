@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedcl.contracts import Memory, Params, role
+
 _SMALL = 1e-6  # of a vector's length: what is left of one that the others span already
 
 
@@ -51,3 +53,26 @@ def gram(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     if layer.bias is not None:
         r = torch.cat([r, r.new_ones(len(r), 1)], 1)
     return r.T @ r
+
+
+def across(moved: Params, memory: Memory) -> Params:
+    """Moves of layers' weights and biases without their part along M, `basis/<layer>`; what has none does not move."""
+    if not any(key.startswith("basis/") for key in memory):
+        return moved
+    allowed = {}
+    for name, value in moved.items():
+        layer, _, kind = name.rpartition(".")
+        basis = memory.get(f"basis/{layer}")
+        if role(name) not in ("", "shared"):
+            allowed[name] = value
+        elif basis is None:
+            allowed[name] = torch.zeros_like(value)
+        elif kind == "weight":
+            flat, bias = value.flatten(1), f"{layer}.bias"
+            if wide := len(basis) > flat.shape[1]:
+                flat = torch.cat([flat, moved[bias][:, None]], 1)
+            flat = flat - (flat @ basis) @ basis.T
+            if wide:
+                allowed[bias], flat = flat[:, -1], flat[:, :-1]
+            allowed[name] = flat.reshape(value.shape)
+    return allowed

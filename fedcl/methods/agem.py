@@ -1,10 +1,11 @@
 """Averaged gradient episodic memory: a step may not raise the loss on a sample of the hospital's old data.
 
 Chaudhry et al. 2019 (arXiv 1812.00420), eq. 11: with g_ref the gradient of the loss on a random sample of the memory
-of all earlier tasks, a step d with d · g_ref > 0 becomes d − (d · g_ref / g_ref · g_ref) g_ref. Applied to the step
-that the optimiser made, so that neither momentum nor Adam's scaling nor weight decay breaks it; `on = "gradient"` is
-the paper's form, the same under plain SGD. The memory takes each earlier task's samples when the task ends (not one
-mini-batch of it, as other code does). Works with the task known or not. Keeps raw samples, which are never sent.
+of all earlier tasks, a gradient g with g · g_ref < 0 becomes g − (g · g_ref / g_ref · g_ref) g_ref. The same is then
+done to the step that the optimiser makes of it, which momentum, Adam's scaling or weight decay may have turned
+towards g_ref again; `on = "gradient"` leaves that out, which is the paper and under plain SGD no difference. The
+memory takes each earlier task's samples when the task ends (not one mini-batch of it, as other code does). Works with
+the task known or not. Keeps raw samples, which are never sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class AGEM(Method):
         size: samples that a hospital keeps at most; 0 is no limit but `bytes`.
         bytes: that they take at most; 0 is no limit but `size`.
         batch: samples of the memory that g_ref is measured on, ≥ 1; typically 64 to 256.
-        on: what is projected: the optimiser's `update`, or the `gradient` before it.
+        on: what is projected: the `gradient` and then the optimiser's `update`, or the `gradient` only.
     """
 
     size: int = 200
@@ -43,22 +44,24 @@ class AGEM(Method):
             raise ValueError(f"batch = {self.batch} must be ≥ 1, on = {self.on!r} one of update, gradient")
 
     def hooks(self) -> frozenset[str]:
-        """The one edit that `on` asks for."""
-        return super().hooks() - {"edit_grads" if self.on == "update" else "edit_update"}
+        """The edits that `on` asks for."""
+        return super().hooks() - ({"edit_update"} if self.on == "gradient" else set())
 
-    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> Params:
-        """The gradient, without what raises the old loss."""
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
+        """The gradient, without what raises the old loss; g_ref stays for the update."""
         reference = self._reference(ctx, params, memory)
-        return _projected(grads, reference, sign=-1.0)
+        kept = memory if self.on == "gradient" else memory | {f"ref/{name}": g for name, g in reference.items()}
+        return _projected(grads, reference, sign=-1.0), kept
 
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """The step, without what raises the old loss."""
-        reference = self._reference(ctx, step.before, memory)
+        reference = {key.removeprefix("ref/"): g for key, g in memory.items() if key.startswith("ref/")}
         if not reference:
             return step.after, memory
         moved = {name: value - step.before[name] for name, value in step.after.items()}
         allowed = _projected(moved, reference, sign=1.0)
-        return {name: step.before[name] + value for name, value in allowed.items()}, memory
+        kept = {key: value for key, value in memory.items() if not key.startswith("ref/")}
+        return {name: step.before[name] + value for name, value in allowed.items()}, kept
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Offer the task's samples to the memory."""

@@ -57,28 +57,17 @@ class GPM(Method):
         shared = [name for name in params if role(name) in ("", "shared")]
         return memory | {f"start/{name}": params[name].detach().clone() for name in shared}
 
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
+        """∇W (I − M Mᵀ): what Adam scales its steps by should be the part that it may take."""
+        return _subspace.across(grads, memory), memory
+
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """W₀ + (W − W₀)(I − M Mᵀ)."""
+        start = {key.removeprefix("start/"): value for key, value in memory.items() if key.startswith("start/")}
         if not any(key.startswith("basis/") for key in memory):
             return step.after, memory
-        edited = dict(step.after)
-        for name in (name for name in edited if f"start/{name}" in memory):
-            layer, _, kind = name.rpartition(".")
-            basis = memory.get(f"basis/{layer}")
-            start = memory[f"start/{name}"]
-            if basis is None:
-                edited[name] = start
-            elif kind == "weight":
-                moved = (edited[name] - start).flatten(1)
-                bias = f"{layer}.bias"
-                if wide := len(basis) > moved.shape[1]:
-                    moved = torch.cat([moved, (step.after[bias] - memory[f"start/{bias}"])[:, None]], 1)
-                moved = moved - (moved @ basis) @ basis.T
-                if wide:
-                    edited[bias] = memory[f"start/{bias}"] + moved[:, -1]
-                    moved = moved[:, :-1]
-                edited[name] = start + moved.reshape(start.shape)
-        return edited, memory
+        moved = _subspace.across({name: step.after[name] - start[name] for name in step.after if name in start}, memory)
+        return step.after | {name: start[name] + value for name, value in moved.items()}, memory
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Measure R Rᵀ at the merged model; extend M, unless all hospitals' are added first."""
@@ -95,9 +84,10 @@ class GPM(Method):
             for name, layer in layers.items()
             if calls[name]
         }
+        kept = {key: value for key, value in memory.items() if not key.startswith("start/")}
         if self.share == "sum":
-            return memory | {f"gram/{name}": gram for name, gram in grams.items()}
-        return self._more(memory, grams)
+            return kept | {f"gram/{name}": gram for name, gram in grams.items()}
+        return self._more(kept, grams)
 
     def upload(self, memory: Memory) -> Memory:
         """R Rᵀ of the task just ended, where hospitals share it."""
@@ -113,8 +103,7 @@ class GPM(Method):
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Take over the common basis."""
-        own = {key: value for key, value in memory.items() if key.startswith("start/")}
-        return own | broadcast
+        return memory | broadcast
 
     def _more(self, memory: Memory, grams: dict[str, Tensor]) -> Memory:
         """M of each layer with the directions that one more task needs."""

@@ -73,14 +73,14 @@ class HAT(Method):
             free = free + open_.sum()
         return loss + self.strength * used / free.clamp_min(1e-12)
 
-    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> Params:
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
         """Eq. 5: q' = (s_max / s) (cosh(s e) + 1) / (cosh(e) + 1) q."""
         edited, scale = dict(grads), self._scale(ctx)
         for layer in self._layers(ctx):
             e = params[f"{layer}.logits"]
             stretch = (torch.cosh((scale * e).clamp(-_CLAMP, _CLAMP)) + 1) / (torch.cosh(e) + 1)
             edited[f"{layer}.logits"] = grads[f"{layer}.logits"] * (self.s_max / scale) * stretch
-        return edited
+        return edited, memory
 
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """Eq. 2 on the update, and e kept within its bounds."""

@@ -38,18 +38,17 @@ class OGD(Method):
         """θ₀."""
         return memory | {f"start/{name}": params[name].detach().clone() for name in _shared(params)}
 
+    def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
+        """(I − S Sᵀ) g: what Adam scales its steps by should be the part that it may take."""
+        return grads | _across({name: grads[name] for name in _shared(grads)}, memory), memory
+
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """θ₀ + (I − S Sᵀ)(θ − θ₀)."""
         if "basis" not in memory:
             return step.after, memory
-        names = _shared(step.after)
-        moved = torch.cat([(step.after[name] - memory[f"start/{name}"]).flatten() for name in names])
-        moved = moved - memory["basis"].T @ (memory["basis"] @ moved)
-        pieces = torch.split(moved, [step.after[name].numel() for name in names])
-        edited = dict(step.after)
-        for name, piece in zip(names, pieces, strict=True):
-            edited[name] = memory[f"start/{name}"] + piece.view_as(edited[name])
-        return edited, memory
+        start = {name: memory[f"start/{name}"] for name in _shared(step.after)}
+        moved = _across({name: step.after[name] - value for name, value in start.items()}, memory)
+        return step.after | {name: start[name] + value for name, value in moved.items()}, memory
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Add the directions of some of the task's samples, at the merged model."""
@@ -67,3 +66,13 @@ class OGD(Method):
 
 def _shared(params: Params) -> list[str]:
     return [name for name in params if role(name) in ("", "shared")]
+
+
+def _across(moved: Params, memory: Memory) -> Params:
+    """Moves without their part along S."""
+    if "basis" not in memory:
+        return moved
+    flat = torch.cat([value.flatten() for value in moved.values()])
+    flat = flat - memory["basis"].T @ (memory["basis"] @ flat)
+    pieces = torch.split(flat, [value.numel() for value in moved.values()])
+    return {name: piece.view_as(value) for (name, value), piece in zip(moved.items(), pieces, strict=True)}

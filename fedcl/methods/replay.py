@@ -28,6 +28,8 @@ class Replay(Method):
         keep: which: `reservoir`, each sample ever seen with the same chance; `balanced`, as many of each class;
             `herding`, those whose features' mean is nearest to the class's (Rebuffi et al. 2017, algorithm 4), chosen
             at the end of a task on the merged model.
+        when: samples come in at the end of their `task`, so that all replay is of earlier tasks; or at each `step`, as
+            a stream that passes once needs it.
         weight: w, share of the loss that is the buffer's, in [0, 1).
         batch: samples drawn a step; 0 is as many as new ones.
     """
@@ -35,6 +37,7 @@ class Replay(Method):
     size: int = 200
     bytes: int = 0
     keep: Literal["reservoir", "balanced", "herding"] = "reservoir"
+    when: Literal["task", "step"] = "task"
     weight: float = 0.5
     batch: int = 0
     needs_past: ClassVar[bool] = True
@@ -43,14 +46,16 @@ class Replay(Method):
         _buffer.check(self.size, self.bytes)
         if self.keep not in ("reservoir", "balanced", "herding"):
             raise ValueError(f"keep = {self.keep!r} must be one of reservoir, balanced, herding")
+        if self.when not in ("task", "step") or (self.when == "step" and self.keep == "herding"):
+            raise ValueError(f"when = {self.when!r} must be task, or step without herding")
         if not 0 <= self.weight < 1 or self.batch < 0:
             raise ValueError(f"weight = {self.weight} must be in [0, 1), batch = {self.batch} ≥ 0")
 
     def hooks(self) -> frozenset[str]:
-        """Samples come in by `observe`, or all at once at the end of the task; none do at w = 0."""
+        """Samples come in by `observe` or by `end_task`; by neither at w = 0."""
         if self.weight == 0:
             return frozenset()
-        return super().hooks() - {"observe" if self.keep == "herding" else "end_task"}
+        return super().hooks() - {"observe" if self.when == "task" else "end_task"}
 
     def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
         """The average of both, a 0-d tensor."""
@@ -67,7 +72,11 @@ class Replay(Method):
         return offer(ctx, _buffer.rows(ctx, batch), memory, self.size, self.bytes)
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
-        """Herd: as many of each class as there is room for, the most typical first, old ones cut to the same number."""
+        """Offer all of the task's samples."""
+        return self._herd(ctx, data, memory) if self.keep == "herding" else self.observe(ctx, params, data, memory)
+
+    def _herd(self, ctx: Context, data: Batch, memory: Memory) -> Memory:
+        """As many of each class as there is room for, the most typical first, old ones cut to the same number."""
         new = _buffer.rows(ctx, data)
         groups = [{key: value[data.y == label] for key, value in new.items()} for label in sorted(set(data.y.tolist()))]
         features = cast(DynamicNet, ctx.net).features

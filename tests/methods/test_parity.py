@@ -6,14 +6,12 @@ Frozen accuracies (10-way, mean over tasks after the last): its naive strategy a
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from small import digits
 
 from fedcl import rng
 from fedcl.config import Config
-from fedcl.contracts import TEST, TRAIN, Samples
 from fedcl.simulation import simulate
 
 BATCHED = "batched:BatchedEWC"
@@ -24,20 +22,6 @@ CASES = {
     "separate 1e4": (BATCHED, EWC | {"strength": 2 * 1e4}, 31.84),
     "online 1e4": (BATCHED, EWC | {"form": "online", "gamma": 0.9, "strength": 2 * 1e4 / 0.9}, 29.48),
 }
-
-
-def _digits() -> Samples:
-    x, y = load_digits(return_X_y=True)
-    random, test, train = np.random.RandomState(0), [], []
-    for label in range(10):
-        index = random.permutation(np.flatnonzero(y == label))
-        cut = round(0.3 * len(index))
-        test.append(index[:cut])
-        train.append(index[cut:])
-    order = random.permutation(np.concatenate(train)), random.permutation(np.concatenate(test))
-    split = np.repeat(np.array([TRAIN, TEST], np.int8), [len(part) for part in order])
-    rows = np.concatenate(order)
-    return Samples((x[rows] / 16).astype(np.float32), y[rows].astype(np.int64), tuple("0123456789"), split=split)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,5 +44,5 @@ def test_frozen_accuracies(case, tmp_path, monkeypatch):
         "federation": {"clients": 1},
         "run": {"output": str(tmp_path / "run")},
     })  # fmt: skip
-    result = simulate(config, _digits())
+    result = simulate(config, digits())
     assert 100 * result.pooled_inferred[-1].mean() == pytest.approx(expected, abs=0.005)

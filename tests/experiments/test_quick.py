@@ -1,0 +1,58 @@
+"""Every experiment runs in its quick form, and its table can be made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[2] / "experiments"
+NAMES = sorted(file.stem for file in HERE.glob("*.toml"))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The runner as a module."""
+    monkeypatch.syspath_prepend(str(HERE))
+    sys.modules.pop("run", None)
+    import run
+
+    return run
+
+
+def test_the_readme_has_a_place_for_every_experiment(run):
+    assert sorted(run.ORDER) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_form(run, name, tmp_path, monkeypatch):
+    arguments = argparse.Namespace(output=tmp_path / "runs", quick=True, seeds=0, rows=[], jobs=1)
+    found = run.experiment(name, arguments)
+    plan = run.read(name)
+    assert list(found) == [row["name"] for row in plan["rows"]]
+    (tmp_path / "results").mkdir()
+    for file in (f"{name}.toml", "head.md"):
+        (tmp_path / file).write_text((HERE / file).read_text())
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    run.save(name, found)
+    text = run.table(name)
+    for row in plan["rows"]:
+        assert f"| {row['name']} |" in text
+        for published in row.get("published", {}).values():
+            assert f"({published})" in text
+
+
+def test_distributions_are_drawn_from_the_runs_own_parameters(run, tmp_path, monkeypatch):
+    sys.modules.pop("distributions", None)
+    import distributions
+
+    found = distributions.parameters(1e9, True, tmp_path)
+    assert found["old"].keys() == found["new"].keys() == found["EWC"].keys()
+
+    def moved(name):
+        return sum(float((found[name][key] - value).square().sum()) for key, value in found["old"].items())
+
+    assert 0 < moved("EWC") < 0.5 * moved("new")
+    assert distributions.draw(found).count("<polyline") == 5
