@@ -7,7 +7,7 @@ which AUROC follows. Counts are all that leaves the hospital.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -62,32 +62,47 @@ def count(
     """
     net.eval()
     result: dict[str, tuple[Tensor, Tensor]] = {}
-    present = [(task, batch) for task, batch in data if len(batch.y)]
-    if not present:
-        return result
-    x = torch.cat([batch.x for _, batch in present])
-    logits = _logits(net, tasks, x)
-    guess: Tensor | None = None  # by place a class has no meaning without its task, and needs none
-    if net.owner("") != SHARED:
-        guess = infer.predict(rule, tasks, logits, x, prepared or {})
-    elif not net.by_place():
-        chosen = torch.tensor(sorted(seen))
-        guess = chosen[_joined(tasks, logits)[:, chosen].argmax(1)]
-    start = 0
-    for task, batch in present:
-        y = batch.y.cpu()
-        rows = slice(start, start := start + len(y))
-        classes = torch.tensor(task.classes)
-        own = logits[task.id][rows]
-        if net.owner("") == SHARED:
-            own = own[:, : len(classes)] if net.by_place() else own[:, classes]
-        truth = (y[:, None] == classes).int().argmax(1)
-        known = own.argmax(1) == truth
-        right = known if guess is None else guess[rows] == y
-        hits = torch.stack([torch.ones_like(known), known, right], 1).int()
-        answers = torch.zeros(len(classes), 3, dtype=torch.int32).index_add_(0, truth, hits)
-        result[task.id] = (answers, _histogram(own, truth))
+    for group in _grouped([(task, batch) for task, batch in data if len(batch.y)]):
+        x = torch.cat([batch.x for _, batch in group]) if len(group) > 1 else group[0][1].x
+        logits = _logits(net, tasks, x)
+        guess: Tensor | None = None  # by place a class has no meaning without its task, and needs none
+        if net.owner("") != SHARED:
+            guess = infer.predict(rule, tasks, logits, x, prepared or {})
+        elif not net.by_place():
+            chosen = torch.tensor(sorted(seen))
+            guess = chosen[_joined(tasks, logits)[:, chosen].argmax(1)]
+        start = 0
+        for task, batch in group:
+            rows = slice(start, start := start + len(batch.y))
+            own = logits[task.id][rows]
+            if net.owner("") == SHARED:
+                own = own[:, : len(task.classes)] if net.by_place() else own[:, list(task.classes)]
+            result[task.id] = _counted(task, own, batch.y.cpu(), None if guess is None else guess[rows])
     return result
+
+
+def _grouped(data: Sequence[tuple[Task, Batch]]) -> Iterator[list[tuple[Task, Batch]]]:
+    """Batches that are answered in one go: few samples together, many alone, so that they need not be copied."""
+    group: list[tuple[Task, Batch]] = []
+    rows = 0
+    for task, batch in data:
+        if group and rows + len(batch.y) > _CHUNK:
+            yield group
+            group, rows = [], 0
+        group.append((task, batch))
+        rows += len(batch.y)
+    if group:
+        yield group
+
+
+def _counted(task: Task, own: Tensor, y: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(answers, scores) from the logits of the task's classes [n, C], global class ids and guesses of them [n]."""
+    classes = torch.tensor(task.classes)
+    truth = (y[:, None] == classes).int().argmax(1)
+    known = own.argmax(1) == truth
+    hits = torch.stack([torch.ones_like(known), known, known if guess is None else guess == y], 1).int()
+    answers = torch.zeros(len(classes), 3, dtype=torch.int32).index_add_(0, truth, hits)
+    return answers, _histogram(own, truth)
 
 
 def _logits(net: DynamicNet, tasks: Sequence[Task], x: Tensor) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Permute:
 
     def __call__(self, x: Tensor) -> Tensor:
         """X [n, *shape] → the same shape."""
-        return x.flatten(1)[:, self.order].reshape(x.shape)
+        return x.flatten(1).index_select(1, self.order).reshape(x.shape)
 
 
 @dataclass(frozen=True)
