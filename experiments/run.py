@@ -57,7 +57,7 @@ def cells(plan: Tree, seeds: int, quick: bool, output: Path, rows: list[str]) ->
         if rows and row["name"] not in rows:
             continue
         for key, column in plan["columns"].items():
-            if quick and key not in plan["quick"].get("columns", [key]):
+            if key not in row.get("columns", [key]) or (quick and key not in plan["quick"].get("columns", [key])):
                 continue
             for seed in range(1 if quick else seeds):
                 folder = output / "".join(c if c.isalnum() else "_" for c in f"{row['name']}-{key}") / str(seed)

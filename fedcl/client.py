@@ -81,13 +81,12 @@ class Client:
             for part in self._parts(client, job)
         ]
         samples = sum(len(batch.y) for _, batch in parts)
-        if samples == 0:
-            return Update(client, {}, 0.0, {"loss": 0.0}), memory
-        metrics = self._validate(client, job) if "validate" in job.flags else {}
-        params = self._trained(job)
-        context = self._context(client, job, parts[0][0], "train")
+        context, params = self._context(client, job, parts[0][0], "train"), self._trained(job)
         if "begin" in job.flags:
             memory = self.method.begin_task(context, params, memory)
+        if samples == 0:  # of a stream, none came since
+            return Update(client, {}, 0.0, {"loss": 0.0}), memory
+        metrics = self._validate(client, job) if "validate" in job.flags else {}
         loss, examples, memory = self._fit(context, job, params, parts, memory)
         metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
         with torch.no_grad():

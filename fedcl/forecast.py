@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedcl import augment, methods, optimizers, rng
+from fedcl import augment, defaults, methods, optimizers, rng
 from fedcl.config import Config
 from fedcl.contracts import Batch, Job
 from fedcl.federation import Federation
@@ -41,6 +41,7 @@ class Forecast:
 
 def forecast(config: Config, federation: Federation) -> Forecast:
     """Count what a run's Jobs would hold, and time a handful of training steps."""
+    config = defaults.fill(config)
     with rng.torch_global(config.seed, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         for task in federation.tasks:

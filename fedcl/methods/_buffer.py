@@ -57,7 +57,7 @@ def reservoir(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int
     """
     memory = _made(new, memory, room(size, bytes, new))
     held, count = len(memory["y"]), len(new["y"])
-    n = memory["offered"] + torch.arange(count)
+    n = int(memory["offered"]) + torch.arange(count)
     drawn = (torch.rand(count, generator=ctx.generator, dtype=torch.float64) * (n + 1)).long()
     return _put(torch.where(n < held, n, drawn), new, memory)
 
@@ -95,7 +95,7 @@ def balanced(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int,
 
 def draw(ctx: Context, memory: Memory, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """Samples drawn with replacement, and whether there are any: (each [count, …], 0-d bool)."""
-    filled = memory["filled"]
+    filled = memory["filled"].cpu()  # where the generator is
     index = (torch.rand(count, generator=ctx.generator, dtype=torch.float64) * filled).long()
     extra = {"filled", "offered"}
     found = {k: v[index.to(v.device)] for k, v in memory.items() if k not in extra and "/" not in k}

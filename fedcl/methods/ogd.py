@@ -54,7 +54,8 @@ class OGD(Method):
         """Add the directions of some of the task's samples, at the merged model."""
         names = _shared(params)
         leaves = {name: params[name].detach().requires_grad_() for name in names}
-        basis = memory.get("basis", torch.zeros(0, sum(leaf.numel() for leaf in leaves.values())))
+        size = sum(leaf.numel() for leaf in leaves.values())
+        basis = memory.get("basis", torch.zeros(0, size, device=data.x.device))
         chosen = torch.randperm(len(data.y), generator=ctx.generator)[: self.directions].tolist()
         for row in chosen[: self.limit - len(basis)]:
             with torch.enable_grad():
