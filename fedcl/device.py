@@ -49,5 +49,8 @@ class Device:
         return self._cache.get(key, copy)
 
     def memory(self, memory: Memory) -> Memory:
-        """Memory on the device."""
-        return memory if self.host else {name: value.to(self.torch) for name, value in memory.items()}
+        """Memory on the device; counts stay on the host, where draws are made."""
+        if self.host:
+            return memory
+        counts = {name for name, value in memory.items() if value.dim() == 0 and not value.is_floating_point()}
+        return {name: value if name in counts else value.to(self.torch) for name, value in memory.items()}

@@ -46,6 +46,8 @@ def validation(error: ValidationError, tree: dict[str, Any]) -> list[ConfigError
         if item["type"] == "extra_forbidden":
             message = _unknown(path)
             value = None if isinstance(value, dict) else value
+        elif item["type"] == "value_error":  # of a section as a whole: it says itself what does not go together
+            message, value = item["msg"].partition(", ")[2], None
         elif field is None or _is_section(field.annotation):
             message = f"is a section: write it as [{key}] with keys below"
         else:

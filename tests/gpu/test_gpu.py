@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import assert_same, model
 
-from fedcl import client
+from fedcl import client, plugins
 from fedcl.contracts import Method
 from fedcl.simulation import simulate
 
@@ -24,6 +24,12 @@ def test_a_gpu_comes_to_what_the_cpu_does(run):
     host, device = model(run("cpu")), model(run("gpu", run=GPU))
     for name, value in host.items():
         torch.testing.assert_close(device[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", plugins.names("methods"))
+def test_every_method_runs_there(run, method):
+    host, device = run("cpu", method=method), run("gpu", method=method, run=GPU)
+    assert abs(host.metrics["average_accuracy"] - device.metrics["average_accuracy"]) < 0.1
 
 
 def test_worker_processes_on_a_gpu_do_what_one_process_does(small, tmp_path):
