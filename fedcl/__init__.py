@@ -7,7 +7,7 @@ The reading order, which is also the order of imports: a module imports only mod
     holdings                                                    the same where no one else sees it
     models _sample_grads sample_moments fisher infer evaluate   what they train and are asked
     growth methods                                              how they grow and remember
-    optimizers batches store device net client                  one client's Job: the only training loop
+    optimizers batches store device net shelf client            one client's Job: the only training loop
     aggregators mergers merge scores                            what the server makes of the answers
     units metrics results report run_dir                        what comes out
     state plan collect journal privacy server                   the only round loop

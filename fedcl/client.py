@@ -5,7 +5,6 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,7 +22,10 @@ from fedcl.models._layers import draw_from
 from fedcl.net import Net
 from fedcl.optimizers import build as build_optimizer
 from fedcl.optimizers import recall, remember, step
+from fedcl.shelf import Shelf
 from fedcl.store import Store
+
+_MET = "met/"  # before a task, in the client's memory: its samples were offered in an earlier stage
 
 
 class Client:
@@ -45,6 +47,7 @@ class Client:
         self.device = self._here.torch
         self._net = Net(config, federation, self.device)
         self.net, self.tasks = self._net.net, self._net.tasks
+        self._shelf = Shelf(config, federation, self._here, self._net)
         self._augment = augment.build(config.data.augment)
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
         self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
@@ -73,13 +76,9 @@ class Client:
     # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _train(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
-        train, number = self.config.train, job.round % self.config.train.rounds
         if "begin" in job.flags:
             memory = batches.forget(memory) if any(key.startswith("stream/") for key in memory) else memory
-        parts = [
-            batches.arrived(train, self.config.seed, client, part, batches.since(train, part[0], memory), number + 1)
-            for part in self._parts(client, job)
-        ]
+        parts = self._shelf.arrived(client, job, memory)
         samples = sum(len(batch.y) for _, batch in parts)
         context, params = self._context(client, job, parts[0][0], "train"), self._trained(job)
         if "begin" in job.flags:
@@ -112,7 +111,7 @@ class Client:
         self.net.train()
         draw_from(self.net, context.generator)
         plain = not hooks & {"loss", "penalty"}
-        per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "observe"}
+        per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "track", "observe"}
         total, steps, examples = torch.zeros((), device=self.device), 0, 0
         for drawn in self._augmented(
             context, job, batches.draw(train, context.generator, parts, number, begin, difficulty, offered)
@@ -138,9 +137,9 @@ class Client:
                     memory = self._edit_grads(context, params, memory)
                 before = {n: p.detach().clone() for n, p in params.items()} if method.uses_before else {}
                 step(optimizer)
-                if "edit_update" in hooks:
+                if hooks & {"edit_update", "track"}:
                     memory = self._edit_update(context, before, params, memory)
-                if first is not None and "observe" in hooks:
+                if first is not None and "observe" in hooks and f"{_MET}{task.id}" not in memory:
                     memory = method.observe(context, params, Batch(batch.x[first], batch.y[first]), memory)
             total += loss.detach()
             steps += 1
@@ -178,57 +177,57 @@ class Client:
     def _edit_grads(self, context: Context, params: Params, memory: Memory) -> Memory:
         edited, memory = self.method.edit_grads(context, params, _grads(params), memory)
         for name, grad in edited.items():
-            params[name].grad = grad
+            if params[name].grad is not None or bool(grad.any()):  # momentum would move what the step does not use
+                params[name].grad = grad
         return memory
 
     def _edit_update(self, context: Context, before: Params, params: Params, memory: Memory) -> Memory:
         after = {name: p.detach() for name, p in params.items()}
-        edited, memory = self.method.edit_update(context, Step(before, _grads(params), after), memory)
+        step = Step(before, _grads(params), after)
+        edited, memory = self.method.edit_update(context, step, memory)
         for name, value in edited.items():
             if value is not after[name]:
                 params[name].copy_(value)
-        return memory
+        return self.method.track(context, step, memory) if "track" in self._hooks else memory
 
     # ── consolidate and evaluate ─────────────────────────────────────────────────────────────────────────────────
 
     def _consolidate(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
         memory, extras = self._end(client, job, memory)
-        samples = sum(len(batch.y) for _, batch in self._consolidated(client, job))
+        if (job.round + 1) % self.config.train.rounds:  # the stage goes on: paths and projections start here
+            context = self._context(client, job, self.tasks[job.tasks[0]], "begin")
+            memory = self.method.begin_task(context, self._trained(job), memory)
+        samples = sum(len(batch.y) for _, batch in self._shelf.consolidated(client, job))
         return Update(client, {}, float(samples), {}, extras), memory
 
     def _end(self, client: int, job: Job, memory: Memory) -> tuple[Memory, Memory]:
         """What the method keeps of the task, at the parameters that the net has now: (memory, what it sends)."""
         extras: Memory = {}
         self.net.eval()
-        parts = self._consolidated(client, job)
-        for (task, batch), (_, held) in zip(parts, self._parts(client, job, "val"), strict=True):
+        parts = self._shelf.consolidated(client, job)
+        last = (job.round + 1) % self.config.train.rounds == 0
+        for (task, batch), (_, held) in zip(parts, self._shelf.parts(client, job, "val"), strict=True):
             if len(batch.y):
                 self._net.allow(task, job.seen)
-                context = self._context(client, job, task, "consolidate")
+                met = f"{_MET}{task.id}"
+                context = replace(self._context(client, job, task, "consolidate"), again=met in memory)
                 params = dict(self._net.parameters(job.arrays))
                 memory = self.method.end_task(context, params, batch, memory)
+                if last and self._hooks & {"observe", "end_task"}:
+                    memory = memory | {met: torch.ones((), dtype=torch.bool)}
                 if infer.needs_statistics(self.config.model):
                     with torch.no_grad():
                         logits = self.net(held.x, task.id)
                     extras |= infer.measure(self.config.model.infer, task, batch, logits, held.y)
-        if "upload" in self._hooks:
+        if "upload" in self._hooks and any(len(batch.y) for _, batch in parts):
             extras |= self.method.upload(memory)
         return memory, extras
-
-    def _consolidated(self, client: int, job: Job) -> list[Part]:
-        """The samples that came since the client last consolidated; all of the task's, unless it is a stream."""
-        train, number = self.config.train, job.round % self.config.train.rounds
-        every = train.consolidate_every if train.stream == "hybrid" else train.rounds
-        low = number // every * every
-        return [
-            batches.arrived(train, self.config.seed, client, part, low, number + 1) for part in self._parts(client, job)
-        ]
 
     def _evaluate(self, client: int, job: Job) -> Update:
         arrays: Params = {}
         tasks = [self.tasks[name] for name in job.tasks]
         for hospital in self.federation.members[client]:
-            data = [(task, self._test(hospital, task)) for task in tasks]
+            data = [(task, self._shelf.test(hospital, task)) for task in tasks]
             counted = evaluate.count(self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast)
             for task, (answers, scores) in counted.items():
                 arrays[f"{hospital}.{task}.answers"] = answers
@@ -237,7 +236,7 @@ class Client:
 
     def _validate(self, client: int, job: Job) -> dict[str, float]:
         """Accuracy of the incoming model on the validation samples of the client's tasks."""
-        parts = self._parts(client, job, "val")
+        parts = self._shelf.parts(client, job, "val")
         total = sum(len(batch.y) for _, batch in parts)
         right = 0.0
         for task, batch in parts:
@@ -249,32 +248,14 @@ class Client:
         """Accuracy of the client's own model, before the merge, on its test samples of the task."""
         if len(self.federation.members[client]) > 1:
             return {}
-        (task, batch), *_ = self._parts(client, job, "test")
+        (task, batch), *_ = self._shelf.parts(client, job, "test")
         if not len(batch.y):
             return {}
         return {"local/accuracy": evaluate.accuracy(self.net, task, batch), "local/n": float(len(batch.y))}
 
-    # ── the data ─────────────────────────────────────────────────────────────────────────────────────────────────
-
     def _trained(self, job: Job) -> Params:
         """The parameters of the Job that may move, by name; all others take no gradient."""
-        return self._net.train_only(name for name in job.arrays if self.method.trainable(name, job.stage))
-
-    def _parts(self, client: int, job: Job, split: str = "train") -> list[Part]:
-        """(task, the client's samples with labels as the head's outputs) of the tasks of a Job."""
-        parts = []
-        for name in job.tasks:
-            task = self.tasks[name]
-            key = (client, task.index, split)
-            batch = self._here.batch(key, functools.partial(self.federation.train_data, *key))
-            self._net.allow(task, job.seen)
-            parts.append((task, Batch(batch.x, self._net.labels(task, batch.y))))
-        return parts
-
-    def _test(self, hospital: int, task: Task) -> Batch:
-        """A hospital's test samples of a task, with global class ids."""
-        load = functools.partial(self.federation.batch, hospital, task.index, "test")
-        return self._here.batch(("test of", hospital, task.index), load)
+        return self._net.train_only(name for name in job.arrays if self.method.moves(name, job))
 
     def _context(self, client: int, job: Job, task: Task, purpose: str) -> Context:
         return Context(

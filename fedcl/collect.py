@@ -53,6 +53,8 @@ class Collection:
             return answer.error or "no answer"
         if not (math.isfinite(update.weight) and update.weight >= 0):
             return f"its weight is {update.weight}"
+        if bad := [name for name, value in update.metrics.items() if not math.isfinite(value)]:
+            return f"its {bad[0]} is {update.metrics[bad[0]]}"
         if job.phase != "evaluate" and (
             error := check(update.arrays, self._expected(job) if update.weight > 0 else {})
         ):

@@ -156,6 +156,11 @@ class Train(Section):
     def _one_pass(self) -> Self:
         if self.order == "curriculum" and self.stream != "offline":
             raise ValueError('a curriculum chooses among all samples: it needs train.stream = "offline"')
+        if self.stream == "hybrid" and self.consolidate_every >= self.rounds:
+            raise ValueError(
+                f"train.consolidate_every = {self.consolidate_every}: a stage has {self.rounds} rounds, so a hybrid "
+                "stream would not consolidate on the way; take fewer, or train.stream = 'online'"
+            )
         return self
 
 

@@ -6,7 +6,7 @@ Shapes: N samples, C classes, P parameters. A parameter's name carries its role:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -122,8 +122,14 @@ class Old(Protocol):
     One for each task that has a softmax of its own, otherwise one for all; none without earlier tasks.
     """
 
-    def __call__(self, params: Mapping[str, Tensor], x: Tensor, teacher: bool = False) -> list[Tensor]:
-        """A teacher answers in evaluation mode and takes no gradient."""
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        teacher: bool = False,
+        known: Collection[str] | None = None,
+    ) -> list[Tensor]:
+        """A teacher answers in evaluation mode and takes no gradient; `known` are the tasks to answer for, of all."""
         ...
 
 
@@ -150,12 +156,13 @@ class Context:
     lr: float
     generator: torch.Generator  # the only source of randomness
     past: tuple[Task, ...] = ()  # tasks of earlier stages whose modules are at hand, for `needs_past`
-    old: Old = lambda params, x, teacher=False: []
+    old: Old = lambda params, x, teacher=False, known=None: []
     each: Each = lambda params, x, index, teacher=False: torch.empty(0)
     outputs: int = 0  # of the widest head
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # the masks that the server decided, by name
     slots: int = 1  # times that a client consolidates in the whole run, at most
     step: int = 0  # of the round
+    again: bool = False  # the client has consolidated this task in an earlier stage: its samples were offered
     progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
 
 
@@ -176,7 +183,7 @@ class Moment:
     round: int  # rounds of the stage that are done; 0 is before the first
     rounds: int  # of a stage
     current: tuple[str, ...]  # the stage's tasks
-    past: tuple[str, ...]  # those of earlier stages, unless they are current again
+    past: tuple[str, ...]  # those of earlier stages, also where they are current again
 
 
 class Method:
@@ -215,7 +222,7 @@ class Method:
         return memory
 
     def observe(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Memory:
-        """Each sample is offered once a stage, after the step that saw it first, for buffers."""
+        """Each sample of a task is offered once in the run, after the step that saw it first, for buffers."""
         return memory
 
     def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
@@ -233,6 +240,10 @@ class Method:
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """(parameters after the step, memory): proximal steps, projections, masks, path integrals."""
         return step.after, memory
+
+    def track(self, ctx: Context, step: Step, memory: Memory) -> Memory:
+        """Each step, when all edits of all methods are made: path integrals."""
+        return memory
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Consolidation on the merged model, with all of the client's training samples of the task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -40,14 +41,20 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
     first = sizes["trunk"] + next((n for part, n in sizes.items() if part != "trunk"), 0)
     figures["parameter_growth"] = sum(sizes.values()) / first
     result = Result.load(run.path)
-    figures |= costs(result, methods.build(config).starts_over)
+    sample = 4 * math.prod(federation.shape) + 8
+    figures |= costs(result, methods.build(config).starts_over, sample)
     run.log({**last, "name": name, "value": value} for name, value in figures.items())
     metrics = result.metrics
     run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
 
 
-def costs(result: Result, starts_over: bool) -> dict[str, float]:
+def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
     """What training took, and what hospitals keep.
+
+    Args:
+        result: the run.
+        starts_over: whether each stage trains on all data so far, which are kept for that.
+        sample: bytes of a sample and its label.
 
     Returns:
         training_examples: samples that went through a step, counted as often as they did; cumulative_compute: how
@@ -62,8 +69,10 @@ def costs(result: Result, starts_over: bool) -> dict[str, float]:
         for client, now in enumerate(clients):
             due = {task for earlier in result.schedule[: stage + 1] for task in earlier[client]}
             samples = train[list(result.members[client])].sum(0)
-            whole += int(sum(samples[task] for task in due)) if now else 0
+            whole += int(sum(samples[task] for task in due)) if now or starts_over else 0
             own += int(sum(samples[task] for task in now))
+    if starts_over:
+        kept |= {client: float(samples * sample) for client, samples in enumerate(train.sum(1).tolist())}
     ratio = 1.0 if starts_over else whole / max(own, 1)
     return {
         "training_examples": examples,

@@ -6,7 +6,7 @@ It is one net for all clients of a process, so that only what the Job at hand br
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -103,15 +103,21 @@ class Net:
         return functional_call(self.net, dict(params), (x, task))
 
     def _old(
-        self, past: Sequence[Task], params: Mapping[str, Tensor], x: Tensor, teacher: bool = False
+        self,
+        past: Sequence[Task],
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        teacher: bool = False,
+        known: Collection[str] | None = None,
     ) -> list[Tensor]:
+        past = [task for task in past if known is None or task.id in known]
         if not past:
             return []
-        with self._as(teacher):
+        with self._as(teacher), self._opened():
             if not self._one_for_all:
                 found: list[Tensor] = self._call([task.id for task in past], params, x)
-                return found
-            logits = self._call_open(params, x)
+                return self._of_own_classes(past, found)
+            logits: Tensor = self._call(SHARED, params, x)
         if self.net.by_place():
             return [logits]
         if self._config.model.mask == "task":
@@ -127,13 +133,15 @@ class Net:
         index: Tensor,
         teacher: bool = False,
     ) -> Tensor:
-        with self._as(teacher):
+        with self._as(teacher), self._opened():
             if self._one_for_all:
-                logits = self._call_open(params, x)
+                logits: Tensor = self._call(SHARED, params, x)
                 if self.net.by_place():
                     return logits
                 return logits + torch.stack([self._closed(task, seen) for task in self.tasks.values()])[index]
             found = self._call([task.id for task in tasks], params, x)
+        if self.net.owner("") == SHARED:
+            found = [logits + self._closed(task, seen) for task, logits in zip(tasks, found, strict=True)]
         padded = x.new_full((len(self.tasks), len(x), self.outputs), -torch.inf)
         for task, answer in zip(tasks, found, strict=True):
             padded[task.index, :, : answer.shape[1]] = answer
@@ -158,13 +166,22 @@ class Net:
         finally:
             self.net.train(training)
 
-    def _call_open(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """A shared head's logits with all classes open; what was closed is closed again."""
+    def _of_own_classes(self, tasks: Sequence[Task], logits: list[Tensor]) -> list[Tensor]:
+        """Each task's softmax: of a shared head, its own classes."""
+        if self.net.owner("") != SHARED:
+            return logits
+        return [found[:, list(task.classes)] for task, found in zip(tasks, logits, strict=True)]
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """All classes of a shared head open, for a block."""
+        if self.net.owner("") != SHARED:
+            yield
+            return
         head = cast(SharedHead, self.net.tasks[SHARED])
         closed, head.closed = head.closed, None
         try:
-            found: Tensor = self._call(SHARED, params, x)
-            return found
+            yield
         finally:
             head.closed = closed
 

@@ -46,10 +46,14 @@ class Plan:
         met = {task.index for s in range(stage) for task in self.tasks(s, clients)}
         return [self.federation.tasks[index] for index in sorted(met - set(now))]
 
+    def seen(self, stage: int, clients: Sequence[int]) -> list[int]:
+        """Global ids of the classes that some clients have met up to a stage, sorted."""
+        return sorted({c for past in range(stage + 1) for task in self.tasks(past, clients) for c in task.classes})
+
     def moment(self, group: Group, stage: int, rounds: int) -> Moment:
         """Where the server half of a method stands, after so many rounds of a stage."""
         current = self.tasks(stage, group.clients)
-        past = self.past(stage, group.clients, [task.index for task in current])
+        past = self.past(stage, group.clients, ())
         ids = tuple(task.id for task in current), tuple(task.id for task in past)
         return Moment(stage, rounds, self.config.train.rounds, *ids)
 
@@ -143,7 +147,7 @@ class Plan:
         return tuple(sorted({task for now in plan[: stage + 1] for task in now[client]}))
 
     def _cohort(self, group: Group, stage: int, number: int) -> list[int]:
-        clients = [client for client in group.clients if self.federation.schedule[stage][client]]
+        clients = [client for client in group.clients if self._due(client, stage)]
         share = self.config.federation.fraction
         if share == 1 or len(clients) < 2:
             return clients

@@ -52,7 +52,9 @@ def check(kind: str, name: str) -> None:
         return
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UnknownPlugin(f"no {kind} plug-in {name!r}; {hint}there are: {', '.join(known) or 'none yet'}")
+    raise UnknownPlugin(
+        f"no {kind} plug-in {name!r}; {hint}there are: {', '.join(known) or 'none yet'}, or your own as module:Class"
+    )
 
 
 @cache

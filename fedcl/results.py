@@ -69,7 +69,7 @@ def _record(line: dict[str, Any]) -> Record:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """All that a run says: S finished stages, T tasks, C hospitals. Accuracies are fractions or NaN."""
 
@@ -98,6 +98,12 @@ class Result:
     metrics: dict[str, float]  # metrics.summary, and what the run itself recorded as final
     bytes_down: float  # server to clients, whole run, all kinds of messages
     bytes_up: float
+
+    def __repr__(self) -> str:
+        """The figures that matter most; the arrays would fill pages."""
+        most = ("average_accuracy", "forgetting", "average_accuracy_inferred", "worst_hospital_accuracy")
+        figures = ", ".join(f"{name} {self.metrics[name]:.4f}" for name in most if name in self.metrics)
+        return f"Result({str(self.path)!r}: {len(self.hospitals)} hospitals, {len(self.tasks)} tasks; {figures})"
 
     @property
     def known(self) -> Scores:

@@ -203,8 +203,10 @@ def read_config(run: Path) -> Config:
     """
     try:
         return Config.model_validate(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise FedclError(f"{run} is not a run directory: it has no config.toml") from error
     except (OSError, ValueError) as error:
-        raise FedclError(f"{run} is not a run directory, or its config.toml is damaged: {error}") from error
+        raise FedclError(f"{run}: its config.toml is damaged: {error}") from error
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def moments(
         raise ValueError(f"{len(x)} samples, unknown parameters {sorted(wanted - set(parameters))}")
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     layers = closed_layers(net, wanted)
+    if getattr(net, "masks", "none") != "none":  # what a layer meets is its weight times a mask
+        layers = {name: layer for name, layer in layers.items() if not name.startswith("trunk")}
     rest: dict[str, Tensor] = {}
     with _evaluating(net):
         for start in range(0, len(x), chunk):

@@ -78,6 +78,8 @@ class Server:
             Interrupted: `stop` said so.
         """
         stages = len(self.federation.schedule)
+        if self.config.model.weights and (state is None or self.method.starts_over):
+            dynamic_net.load_weights(self._net, self.config.model.weights)
         self.state = state or self._start()
         facts = {"stages": stages, "rounds": self.config.train.rounds}
         self._notify(Event("start", self.state.stage, self.state.round, facts))
@@ -97,8 +99,6 @@ class Server:
 
     def _start(self) -> State:
         """The state before the first round: everybody's starting weights, scored where they can answer."""
-        if self.config.model.weights:
-            dynamic_net.load_weights(self._net, self.config.model.weights)
         for group in self.state.groups:
             group.params = {name: value.detach().clone() for name, value in self._net.state_dict().items()}
         if self._net.owner("") == dynamic_net.SHARED and self._net.masks == "none":
@@ -118,7 +118,7 @@ class Server:
                 group.params = {name: value.detach().clone() for name, value in fresh.items() if name in group.params}
                 group.rules = {}
             tasks = self._plan.tasks(stage, group.clients)
-            group.seen = sorted({c for task in tasks for c in task.classes}.union(group.seen))
+            group.seen = self._plan.seen(stage, group.clients)
             for name, value in self._plan.needed(fresh, [task.index for task in tasks]).items():
                 if name not in group.params:
                     group.params[name] = value.detach().clone()
@@ -194,7 +194,7 @@ class Server:
 
         They do so on the group's parameters, or on those of a stage that is past.
         """
-        on = group if params is None else replace(group, params=params)
+        on = group if params is None else replace(group, params=params, seen=self._plan.seen(stage, group.clients))
         jobs = self._plan.consolidation(self.state, on, stage, number, clients)
         collection = self._collection(jobs, stage, number)
         uploads: Uploads = {}
@@ -255,8 +255,7 @@ class Server:
         def expected(job: Job) -> Params:
             if job.phase != "train":
                 return {}
-            moves = self.method.trainable
-            return {n: v for n, v in job.arrays.items() if n in parameters and moves(n, stage)}
+            return {n: v for n, v in job.arrays.items() if n in parameters and self.method.moves(n, job)}
 
         def on_fault(client: int, what: str, why: str) -> None:
             self._notify(Event("fault", stage, number, {"client": client, "what": what, "why": why}))

@@ -18,7 +18,7 @@ from fedcl.results import Result
 _MOST = 20  # tasks; a wider matrix is for the report
 _ROWS = {
     "average_accuracy": "average accuracy",
-    "forgetting": "forgetting (max − last)",
+    "forgetting": "forgetting (best before the last stage − last)",
     "backward_transfer": "backward transfer",
     "forward_transfer": "forward transfer",
     "worst_hospital_accuracy": "worst hospital",
@@ -65,7 +65,7 @@ def figures(result: Result) -> RenderableType:
 
 def costs(result: Result) -> RenderableType:
     """What was sent, how far the net has grown, how fast it answers, and where the report is."""
-    rows = {"sent in all": f"{units.size(result.bytes_down)} down, {units.size(result.bytes_up)} up"}
+    rows = {sent(result): f"{units.size(result.bytes_down)} down, {units.size(result.bytes_up)} up, {_phases(result)}"}
     sizes = [r.value for r in result.records if r.phase == "model" and r.task is None and r.name == "parameters"]
     if sizes:
         growth = result.metrics.get("parameter_growth", sizes[-1] / sizes[0])
@@ -87,6 +87,19 @@ def costs(result: Result) -> RenderableType:
     for title, text in rows.items():
         table.add_row(title, Text(text, overflow="fold"))
     return table
+
+
+def sent(result: Result) -> str:
+    """What to call the bytes: what stays in one place is not sent."""
+    alone = any(len(members) > 1 for members in result.members) or len(result.members) < 2
+    return "moved on one machine" if alone else "sent in all"
+
+
+def _phases(result: Result) -> str:
+    """The share of training; the rest is consolidation and evaluation."""
+    ways = ("bytes_down", "bytes_up")
+    train = [sum(r.value for r in result.records if (r.phase, r.name) == ("train", way)) for way in ways]
+    return f"of which training {units.size(train[0])} and {units.size(train[1])}"
 
 
 def compared(result: Result, peer: str) -> RenderableType:

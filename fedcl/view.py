@@ -110,6 +110,7 @@ class View:
         faults = sum(count for (stage, _, _), count in self._faults.items() if stage == event.stage)
         text += f"; {faults} faults" if faults else ""
         self._accuracy = math.nan
+        self._bytes = dict.fromkeys(self._bytes, 0.0)
         self._say(f"{self._where()}: {text}{self._left()}")
 
     def _notice(self, event: Event) -> None:
@@ -164,7 +165,7 @@ class View:
         return ", ".join([*parts, self._traffic()])
 
     def _traffic(self) -> str:
-        return f"{units.size(self._bytes['down'])} down, {units.size(self._bytes['up'])} up in training"
+        return f"{units.size(self._bytes['down'])} down, {units.size(self._bytes['up'])} up in this stage's training"
 
     def _left(self) -> str:
         """`; 3.1 s left` at the pace of this sitting, evaluation included."""

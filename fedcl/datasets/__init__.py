@@ -122,5 +122,7 @@ def _call(build: Callable[..., Any], root: Path, options: Mapping[str, Any]) -> 
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
+        if first["type"].startswith("missing"):
+            raise FedclError(f"data.options.{option}: is needed; add --set data.options.{option}=…") from error
         raise FedclError(f"data.options.{option}={first['input']!r}: {first['msg']}") from error
     return samples

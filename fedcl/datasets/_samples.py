@@ -33,7 +33,7 @@ def check(name: str, samples: Samples, whole: bool = True) -> Samples:
             raise FedclError(
                 f"{name}: x has {bad.sum()} values that are NaN or infinite, in {flat.any(0).sum()} of "
                 f"{flat.shape[1]} columns and {flat.any(1).sum()} of {len(x)} samples; mend them, or set "
-                "missing=True where NaN means 'not measured'"
+                "data.options.missing=true (missing=True in Python) where NaN means 'not measured'"
             )
     if samples.missing and x.ndim != 2:
         raise FedclError(f"{name}: missing values are for tables [N, features], x has the shape {x.shape}")

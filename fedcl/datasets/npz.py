@@ -25,6 +25,8 @@ def build(root: Path, *, path: Path, missing: bool = False) -> Samples:
     Raises:
         FedclError: the file or an array is missing or damaged.
     """
+    if not path.exists() and not (root / path).exists():
+        raise FedclError(f"data.options.path: there is no {path.absolute()}, and no {root / path}")
     path = path if path.exists() else root / path
     arrays = _read(path)
     y, classes = _ids(arrays["y"])
@@ -48,8 +50,6 @@ def build(root: Path, *, path: Path, missing: bool = False) -> Samples:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise FedclError(f"data.options.path: there is no {path}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

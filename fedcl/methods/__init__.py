@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedcl import plugins
 from fedcl.config import Config
-from fedcl.contracts import Batch, Context, FedclError, Memory, Method, Moment, Params, Step
+from fedcl.contracts import Batch, Context, FedclError, Job, Memory, Method, Moment, Params, Step, role
 
 
 def build(config: Config) -> Combination:
@@ -89,6 +89,10 @@ class Combination(Method):
         """Whether all parts let the parameter move."""
         return all(part.trainable(name, stage) for part in self.parts.values())
 
+    def moves(self, name: str, job: Job) -> bool:
+        """Whether a parameter of a Job may move in it; the masks of an earlier task are its own."""
+        return self.trainable(name, job.stage) and not (".trunk." in name and role(name) in job.past)
+
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Each part's, on its own memory."""
         return self._on_memory("begin_task", memory, lambda part, own: part.begin_task(ctx, params, own))
@@ -135,6 +139,10 @@ class Combination(Method):
             if new is not own:
                 changed[name] = new
         return step.after, _join(changed, memory)
+
+    def track(self, ctx: Context, step: Step, memory: Memory) -> Memory:
+        """Each part's, on its own memory."""
+        return self._on_memory("track", memory, lambda part, own: part.track(ctx, step, own))
 
     def merged(self, moment: Moment, params: Params) -> Params:
         """One part after the other."""

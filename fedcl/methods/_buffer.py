@@ -55,6 +55,8 @@ def reservoir(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int
 
     The n-th sample, counted from 1, takes slot r ~ U{0 … n − 1} if r < M; the first M fill the buffer.
     """
+    if not len(new["y"]):
+        return memory
     memory = _made(new, memory, room(size, bytes, new))
     held, count = len(memory["y"]), len(new["y"])
     n = int(memory["offered"]) + torch.arange(count)
@@ -67,6 +69,8 @@ def balanced(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int,
 
     A sample of a class that has most itself replaces one of its own with probability (held of it) / (offered of it).
     """
+    if not len(new["y"]):
+        return memory
     memory = _made(new, memory, room(size, bytes, new))
     held = len(memory["y"])
     labels = list(zip(memory["task"].tolist(), memory["y"].tolist(), strict=True))[: int(memory["filled"])]

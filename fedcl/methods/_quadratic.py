@@ -55,7 +55,7 @@ class Quadratic(Method):
 
     def hooks(self) -> frozenset[str]:
         """Only the one of `penalty` and `edit_update` that `step` asks for; neither at λ = 0."""
-        unused = {"penalty", "edit_update"} if self.strength == 0 else set()
+        unused = {"penalty", "edit_update", "track"} if self.strength == 0 else set()
         unused.add("penalty" if self.step == "proximal" else "edit_update")
         if self.share == "own":
             unused |= {"upload", "server", "receive"}
@@ -114,7 +114,8 @@ class Quadratic(Method):
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Take over what all hospitals' importances became."""
-        return dict(broadcast)
+        own = ("importance/", "anchor/", "new/")
+        return {key: value for key, value in memory.items() if not key.startswith(own)} | broadcast
 
     def quadratics(self, params: Params, memory: Memory) -> list[tuple[str, Tensor, Tensor]]:
         """(name, Ω, θ*) for each parameter that may move; a leading axis of consolidations in the separate form."""

@@ -64,7 +64,9 @@ class AGEM(Method):
         return {name: step.before[name] + value for name, value in allowed.items()}, kept
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
-        """Offer the task's samples to the memory."""
+        """Offer the task's samples to the memory, once."""
+        if ctx.again:
+            return memory
         return _buffer.reservoir(ctx, _buffer.rows(ctx, data), memory, self.size, self.bytes)
 
     def _reference(self, ctx: Context, params: Params, memory: Memory) -> Params:

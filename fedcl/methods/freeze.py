@@ -1,7 +1,8 @@
-"""Train the trunk in the first stage only, then nothing but the new task's module: no forgetting by construction.
+"""Train the trunk in the first stage only: with a module per task nothing is forgotten, by construction.
 
 What is frozen is not in the optimiser at all, so neither momentum nor weight decay moves it by a bit, and it is
-neither sent back nor averaged. Needs the task's identity; keeps no data; sends the parameters that moved.
+neither sent back nor averaged. Works with the task known or not, but a head that all tasks share goes on moving; keeps
+no data; sends the parameters that moved.
 """
 
 from dataclasses import dataclass

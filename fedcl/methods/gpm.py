@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fedcl import infer
 from fedcl._sample_grads import recorded
 from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
 from fedcl.methods import _subspace
@@ -86,6 +87,8 @@ class GPM(Method):
         }
         kept = {key: value for key, value in memory.items() if not key.startswith("start/")}
         if self.share == "sum":
+            if len(chosen) < infer.SMALLEST:  # a sum over so few samples would tell them
+                return {key: value for key, value in kept.items() if not key.startswith("gram/")}
             return kept | {f"gram/{name}": gram for name, gram in grams.items()}
         return self._more(kept, grams)
 
@@ -95,7 +98,7 @@ class GPM(Method):
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """The basis of all hospitals' inputs."""
-        sent = [upload for _, upload in uploads if upload]
+        sent = [upload for weight, upload in uploads if upload and weight > 0]
         names = [key.removeprefix("gram/") for key in (sent[0] if sent else ())]
         grams = {name: torch.stack([upload[f"gram/{name}"] for upload in sent]).sum(0) for name in names}
         state = self._more(state, grams)

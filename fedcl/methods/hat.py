@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedcl.config import Config, Masks
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params, Step
-from fedcl.models.dynamic_net import DynamicNet, needs_task
+from fedcl.models.dynamic_net import DynamicNet, needs_task, own_rows
 
 _CLAMP, _BOUND = 50.0, 6.0  # of s e in the gradient's scale, and of e: the authors' values
 
@@ -53,10 +53,9 @@ class HAT(Method):
         edited = dict(params)
         for task in moment.current:
             for name in (n for n in params if n.startswith(f"gates.{task}.trunk.") and n.endswith(".taken")):
-                past = [
-                    name.replace(f".{task}.", f".{other}.", 1).replace(".taken", ".logits") for other in moment.past
-                ]
-                gates = [torch.sigmoid(self.s_max * params[other]) for other in past]
+                logits = name.replace(".taken", ".logits")
+                others = [logits.replace(f".{task}.", f".{past}.", 1) for past in moment.past if past != task]
+                gates = [torch.sigmoid(self.s_max * params[other]) for other in others]
                 edited[name] = torch.stack([torch.zeros_like(params[name]), *gates]).amax(0)
                 edited[name.replace(".taken", ".scale")] = torch.tensor(self.s_max)
         return edited
@@ -99,7 +98,7 @@ class HAT(Method):
                     held = torch.minimum(held, feeding.view(1, -1, *[1] * (step.after[name].dim() - 2)))
                 edited[name] = step.before[name] + (1 - held) * (step.after[name] - step.before[name])
             before = taken
-        return edited, memory
+        return edited | own_rows(ctx.task, step), memory
 
     def _scale(self, ctx: Context) -> float:
         """Eq. 3."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedcl.contracts import Batch, Context, Memory, Method, Params
+from fedcl.methods._teacher import recall, taught
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class LwF(Method):
     """Learning without forgetting.
 
     Attributes:
-        strength: λ, ≥ 0; typically 0.1 to 10.
+        strength: λ, ≥ 0; typically 0.05 to 1: terms of all earlier tasks add up.
         temperature: T, > 0; typically 2.
         per_task: multiply a softmax over all old classes by the number of earlier tasks (van de Ven & Tolias 2019
             weigh new and old by 1/k and 1 − 1/k, the same but for the learning rate).
     """
 
-    strength: float = 1.0
+    strength: float = 0.25
     temperature: float = 2.0
     per_task: bool = False
     needs_past: ClassVar[bool] = True
@@ -56,16 +57,17 @@ class LwF(Method):
         total = batch.x.new_zeros(())
         if not memory:
             return total
-        taught = ctx.old(memory, batch.x, teacher=True)
-        for old, new in zip(taught, ctx.old(params, batch.x), strict=True):
+        teacher, known = recall(memory)
+        answers = ctx.old(teacher, batch.x, teacher=True, known=known)
+        for old, new in zip(answers, ctx.old(params, batch.x, known=known), strict=True):
             total = total + divergence(old, new, self.temperature)
-        if self.per_task and len(taught) == 1:
-            total = total * len(ctx.past)
+        if self.per_task and len(answers) == 1:
+            total = total * sum(task.id in known for task in ctx.past)
         return self.strength * total
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
-        """The merged model is the next teacher."""
-        return {name: value.detach().clone() for name, value in params.items()}
+        """The merged model is the next teacher, of the tasks that came until now."""
+        return taught(ctx, params)
 
 
 def divergence(old: Tensor, new: Tensor, temperature: float) -> Tensor:

@@ -71,7 +71,7 @@ def _shared(params: Params) -> list[str]:
 
 def _across(moved: Params, memory: Memory) -> Params:
     """Moves without their part along S."""
-    if "basis" not in memory:
+    if "basis" not in memory or not moved:
         return moved
     flat = torch.cat([value.flatten() for value in moved.values()])
     flat = flat - memory["basis"].T @ (memory["basis"] @ flat)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
-from fedcl.models.dynamic_net import WeightMask, needs_task
+from fedcl.models.dynamic_net import WeightMask, needs_task, own_rows
 
 _OWNER = "owner"
 
@@ -50,25 +50,31 @@ class PackNet(Method):
 
     def merged(self, moment: Moment, params: Params) -> Params:
         """Give a new task what is free, or prune."""
-        edited = dict(params)
-        prune = moment.rounds - max(1, round(self.retrain * moment.rounds))
-        for name, owner in params.items():
-            task, layer, kind = _place(name)
-            if kind != _OWNER or task not in moment.current:
-                continue
-            weight = f"trunk.{layer}.weight"
-            if moment.round == 0:
-                taken = torch.zeros_like(owner, dtype=torch.bool)
-                for past in moment.past:
-                    taken |= params[name.replace(f".{task}.", f".{past}.", 1)] != WeightMask.UNUSED
-                if bool((owner == WeightMask.UNUSED).any()):  # the task comes back: what it owns is fixed by now
-                    taken = owner == WeightMask.FREE
-                edited[name] = torch.where(taken, WeightMask.TAKEN, owner)
-            elif moment.round == prune:
-                dropped = (owner == WeightMask.FREE) & ~self._largest(params[weight], owner == WeightMask.FREE)
-                edited[name] = torch.where(dropped, WeightMask.UNUSED, owner)
-                edited[weight] = torch.where(dropped, 0.0, params[weight])
+        owners = [name for name in params if _place(name)[2] == _OWNER and _place(name)[0] in moment.current]
+        if moment.round == 0:
+            return params | {name: self._given(name, moment, params) for name in owners}
+        if moment.round != max(1, moment.rounds - max(1, round(self.retrain * moment.rounds))):
+            return params
+        edited, kept = dict(params), dict[str, Tensor]()
+        for name in owners:
+            weight, free = f"trunk.{_place(name)[1]}.weight", params[name] == WeightMask.FREE
+            chosen = self._largest(params[weight], free)
+            edited[name] = torch.where(free & ~chosen, WeightMask.UNUSED, params[name])
+            kept[weight] = kept.get(weight, torch.zeros_like(free)) | chosen
+            edited[weight] = torch.where(free, 0.0, edited[weight])
+        for weight, chosen in kept.items():  # two tasks of one stage may keep the same
+            edited[weight] = torch.where(chosen, params[weight], edited[weight])
         return edited
+
+    def _given(self, name: str, moment: Moment, params: Params) -> Tensor:
+        """A task's mask as its stage begins: what an earlier task owns is taken."""
+        owner, task = params[name], _place(name)[0]
+        if task in moment.past:  # it comes back: what it owns is fixed by now
+            return torch.where(owner == WeightMask.FREE, WeightMask.TAKEN, owner)
+        taken = torch.zeros_like(owner, dtype=torch.bool)
+        for past in moment.past:
+            taken |= params[name.replace(f".{task}.", f".{past}.", 1)] != WeightMask.UNUSED
+        return torch.where(taken, WeightMask.TAKEN, owner)
 
     def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
         """Put back what is not the task's own."""
@@ -81,7 +87,7 @@ class PackNet(Method):
                     edited[name] = torch.where(owner == WeightMask.FREE, value, step.before[name])
                 elif ctx.stage > 0:
                     edited[name] = step.before[name]
-        return edited, memory
+        return edited | own_rows(ctx.task, step), memory
 
     def _largest(self, weight: Tensor, free: Tensor) -> Tensor:
         """Which weights are among the largest `keep` of the free ones, by magnitude."""

@@ -8,14 +8,12 @@ along. Works with the task known or not. Keeps raw samples, which are never sent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fedcl.contracts import Batch, Context, Memory, Method, Params
-from fedcl.methods import _buffer
-from fedcl.models.dynamic_net import DynamicNet
+from fedcl.methods import _buffer, _herding
 
 
 @dataclass(frozen=True)
@@ -72,40 +70,7 @@ class Replay(Method):
         return offer(ctx, _buffer.rows(ctx, batch), memory, self.size, self.bytes)
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
-        """Offer all of the task's samples."""
-        return self._herd(ctx, data, memory) if self.keep == "herding" else self.observe(ctx, params, data, memory)
-
-    def _herd(self, ctx: Context, data: Batch, memory: Memory) -> Memory:
-        """As many of each class as there is room for, the most typical first, old ones cut to the same number."""
-        new = _buffer.rows(ctx, data)
-        groups = [{key: value[data.y == label] for key, value in new.items()} for label in sorted(set(data.y.tolist()))]
-        features = cast(DynamicNet, ctx.net).features
-        old = _split(memory, skip=ctx.task.index)
-        share = _buffer.room(self.size, self.bytes, new) // (len(old) + len(groups))
-        with torch.no_grad():
-            fresh = [_herded(group, features(group["x"], ctx.task.id), share) for group in groups]
-        kept = [{key: value[:share] for key, value in group.items()} for group in old] + fresh
-        held = {key: torch.cat([group[key] for group in kept]) for key in new}
-        count = torch.tensor(len(held["y"]))
-        return held | {"filled": count, "offered": count}
-
-
-def _herded(group: dict[str, Tensor], features: Tensor, share: int) -> dict[str, Tensor]:
-    """A class's first samples in the order of Rebuffi et al.: each brings their mean nearest to the class's."""
-    points = nn.functional.normalize(features.flatten(1).double())
-    mean, total, left = points.mean(0), torch.zeros_like(points[0]), torch.zeros_like(points[:, 0])
-    order: list[int] = []
-    for k in range(1, min(share, len(points)) + 1):
-        order.append(int(((mean - (total + points) / k).square().sum(1) + left).argmin()))
-        total = total + points[order[-1]]
-        left[order[-1]] = torch.inf
-    return {key: value[order] for key, value in group.items()}
-
-
-def _split(memory: Memory, skip: int) -> list[dict[str, Tensor]]:
-    """A buffer by task and class, in its order, without the task that is herded anew."""
-    if "y" not in memory:
-        return []
-    keys = {(int(t), int(y)) for t, y in zip(memory["task"], memory["y"], strict=True) if int(t) != skip}
-    masks = [(memory["task"] == task) & (memory["y"] == label) for task, label in sorted(keys)]
-    return [{key: memory[key][mask] for key in ("x", "y", "task")} for mask in masks]
+        """Offer all of the task's samples, once."""
+        if self.keep == "herding":
+            return _herding.herd(ctx, data, memory, self.size, self.bytes)
+        return memory if ctx.again else self.observe(ctx, params, data, memory)

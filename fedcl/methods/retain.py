@@ -17,8 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedcl.config import Config
 from fedcl.contracts import Batch, Context, Memory, Method, Params
 from fedcl.methods import _buffer, _gaussians
+from fedcl.methods._teacher import recall, taught
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,15 @@ class Retain(Method):
     """Function-space retention.
 
     Attributes:
-        strength: λ, ≥ 0; typically 0.1 to 10.
+        strength: λ, ≥ 0; typically 0.001 to 0.1: the terms of all outputs and earlier tasks add up, and a step with
+            momentum diverges where they are too strong.
         on: the stand-in for D_k.
         centred: compare logits less their mean over outputs, which a softmax does not see.
         size: samples of the `buffer`.
         rank: directions of each class of `gaussian`, ≥ 0; the rest of the variance is the same in all directions.
     """
 
-    strength: float = 1.0
+    strength: float = 0.02
     on: Literal["current", "buffer", "gaussian"] = "current"
     centred: bool = True
     size: int = 200
@@ -54,21 +57,28 @@ class Retain(Method):
         """λ means nothing without these."""
         return {"on": self.on, "centred": self.centred, "reduction": "mean over samples, sum over outputs"}
 
+    def unfit(self, config: Config) -> str:
+        """A class's normal distribution is fitted to all of it at once."""
+        parts = self.on == "gaussian" and config.train.stream == "hybrid"
+        return "fits on = 'gaussian' to whole tasks: train.stream must be offline or online" if parts else ""
+
     def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
         """λ times the mean squared drift, a 0-d tensor."""
         total = batch.x.new_zeros(())
         if not memory:
             return total
         if self.on == "current":
-            teacher = _params(memory)
-            pairs = zip(ctx.old(teacher, batch.x, teacher=True), ctx.old(params, batch.x), strict=True)
+            teacher, known = recall(memory)
+            pairs = zip(
+                ctx.old(teacher, batch.x, teacher=True, known=known), ctx.old(params, batch.x, known=known), strict=True
+            )
         else:
             if self.on == "buffer":
                 drawn, _ = _buffer.draw(ctx, memory, len(batch.y))
                 x, task, old = drawn["x"], drawn["task"], drawn["logits"]
             else:
                 x, task = _gaussians.draw(ctx, memory, len(batch.y))
-                old = ctx.each(_params(memory), x, task, teacher=True)
+                old = ctx.each(recall(memory)[0], x, task, teacher=True)
             pairs = zip([old], [ctx.each(params, x, task)], strict=True)
         for old, new in pairs:
             total = total + self._drift(old, new)
@@ -76,13 +86,14 @@ class Retain(Method):
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """What the next stage is held to, at the merged model."""
-        teacher = {f"teacher/{name}": value.detach().clone() for name, value in params.items()}
         if self.on == "current":
-            return teacher
+            return taught(ctx, params)
         if self.on == "gaussian":
             old = {key: value for key, value in memory.items() if key.startswith("class/")}
-            return teacher | old | _gaussians.fit(ctx, data, self.rank)
-        kept = _buffer.reservoir(ctx, _buffer.answered(ctx, params, data), memory, self.size, 0)
+            return taught(ctx, params) | old | _gaussians.fit(ctx, data, self.rank)
+        kept = memory
+        if not ctx.again:
+            kept = _buffer.reservoir(ctx, _buffer.answered(ctx, params, data), memory, self.size, 0)
         filled = int(kept["filled"])
         answers = ctx.each(params, kept["x"][:filled], kept["task"][:filled], teacher=True)
         return kept | {"logits": torch.cat([answers, kept["logits"][filled:]])}
@@ -94,7 +105,3 @@ class Retain(Method):
         if self.centred:
             apart = (apart - apart.sum(1, keepdim=True) / both.sum(1, keepdim=True).clamp_min(1)) * both
         return apart.square().sum(1).mean()
-
-
-def _params(memory: Memory) -> Params:
-    return {key.removeprefix("teacher/"): value for key, value in memory.items() if key.startswith("teacher/")}

@@ -37,32 +37,24 @@ class SI(Quadratic):
         """λ means nothing without these."""
         return super().conventions() | {"damping": self.damping, "gradient": "of the loss alone"}
 
-    def hooks(self) -> frozenset[str]:
-        """`edit_update` also where the pull itself is explicit."""
-        return super().hooks() | ({"edit_update"} if self.strength > 0 else set())
-
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Where the task starts from, and a path of length 0."""
         shared = {name: value.detach() for name, value in params.items() if role(name) in ("", "shared")}
         start = {f"start/{name}": value.clone() for name, value in shared.items()}
         return memory | start | {f"path/{name}": value.new_zeros(value.shape) for name, value in shared.items()}
 
-    def edit_update(self, ctx: Context, step: Step, memory: Memory) -> tuple[Params, Memory]:
-        """ω −= g Δθ, after the proximal step if there is one."""
-        after = step.after
-        if self.step == "proximal":
-            after, memory = super().edit_update(ctx, step, memory)
+    def track(self, ctx: Context, step: Step, memory: Memory) -> Memory:
+        """ω −= g Δθ, with Δθ what all methods together made of the step."""
         loss = dict(step.grads)
-        if self.step == "explicit":
+        if self.step == "explicit" and self.strength > 0:
             for name, importance, anchor in self.quadratics(step.before, memory):
                 pull = self.strength * importance * (step.before[name] - anchor)
                 loss[name] = loss[name] - (pull.sum(0) if self.form == "separate" else pull)
-        path = {
-            key: value - loss[name] * (after[name] - step.before[name])
-            for name in after
+        return memory | {
+            key: value - loss[name] * (step.after[name] - step.before[name])
+            for name in step.after
             if (value := memory.get(key := f"path/{name}")) is not None
         }
-        return after, memory | path
 
     def measure(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Params:
         """max(ω, 0) / (Δ² + ξ); 0 for what did not move in training."""

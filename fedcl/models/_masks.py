@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcl.config import Masks, Model
-from fedcl.contracts import FedclError
+from fedcl.contracts import FedclError, Params, Step, Task, role
 
 SCALE = 400.0  # s_max of HAT, where nobody says another
 
@@ -103,6 +103,17 @@ def needs_task(model: Model, kind: Masks) -> str:
     if model.heads == "domain" or (model.heads == "shared" and model.mask != "task"):
         return "needs the task's identity: take model.heads = 'task', or 'shared' with model.mask = 'task'"
     return ""
+
+
+def own_rows(task: Task, step: Step) -> Params:
+    """A shared head after a step in which only the outputs of the task's own classes may move."""
+    moved = {}
+    for name, after in step.after.items():
+        if role(name) == "shared":
+            own = torch.zeros(len(after), dtype=torch.bool, device=after.device)
+            own[list(task.classes)] = True
+            moved[name] = torch.where(own.view(-1, *[1] * (after.dim() - 1)), after, step.before[name])
+    return moved
 
 
 def key(layer: str) -> str:

@@ -25,11 +25,11 @@ from fedcl import plugins
 from fedcl.config import Masks, Model
 from fedcl.contracts import FedclError, role
 from fedcl.models import _masks
-from fedcl.models._masks import WeightMask, needs_task
+from fedcl.models._masks import WeightMask, needs_task, own_rows
 from fedcl.models._weights import load_weights
 
 __all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "WeightMask"]
-__all__ += ["build", "close_gates", "load_weights", "needs_task"]
+__all__ += ["build", "close_gates", "load_weights", "needs_task", "own_rows"]
 
 SHARED = "shared"  # the name of the head that all tasks use
 OPEN = 2.0  # a new gate's logit: σ(2) = 0.88 lets nearly all through and still has a slope

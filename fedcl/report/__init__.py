@@ -59,6 +59,7 @@ def _content(result: Result) -> dict[str, Any]:
         "extras": tables.extras(result),
         "environment": page.environment(result.path),
         "config": text,
+        "path": str(result.path),
     }
 
 

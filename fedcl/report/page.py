@@ -107,7 +107,8 @@ def tiles(result: Result, status: Mapping[str, Any]) -> list[list[Tile]]:
     for title, name, unit, signed in pairs:
         known, other = (share(m[key], signed).text for key in (name, f"{name}_inferred"))
         if known == other == "–":
-            learned.append(Tile(title, "–", "", ("not defined in this run",)))
+            why = "no module before its task" if name == "forward_transfer" else "not defined in this run"
+            learned.append(Tile(title, "–", "", (why,)))
             continue
         second = "not defined" if other == "–" else f"{other} {unit}"
         learned.append(Tile(title, known, unit, ("task known", f"{second} task inferred")))
@@ -126,8 +127,8 @@ def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
     examples, again = (result.metrics.get(n, float("nan")) for n in ("training_examples", "cumulative_compute"))
     kept = result.metrics.get("memory_per_hospital", float("nan"))
     return [
-        Tile("Sent to clients", size(result.bytes_down), "", ("all rounds, all clients",)),
-        Tile("Sent by clients", size(result.bytes_up), "", ("all rounds, all clients",)),
+        Tile("Sent to clients", size(result.bytes_down), "", ("training, consolidation, evaluation",)),
+        Tile("Sent by clients", size(result.bytes_up), "", ("training, consolidation, evaluation",)),
         Tile("Time", duration(float(status["seconds"])), "", (str(status["clock"]),)),
         Tile("Parameter growth", ratio, "", (change,)),
         Tile("Inference", speed, "", ("per sample",)),

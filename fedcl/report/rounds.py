@@ -45,6 +45,8 @@ def validation(result: Result) -> Figure:
         "Validation data of all hospitals, task known: the model that a round starts from. "
         "Vertical lines: a stage begins."
     )
+    if max((len(s.points) for s in series), default=0) < 3:
+        caption += " Few rounds were scored; run.validate_every = 1 scores each."
     axis = accuracy_axis([p[1] for s in series for p in s.points], "validation accuracy")
     head = Head("validation", title, caption)
     svg = curves(head, series, rounds(result), axis, boundaries(result), width=1040.0)

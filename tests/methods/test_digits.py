@@ -44,3 +44,13 @@ def test_class_incremental_accuracy(case, tmp_path):
         })  # fmt: skip
         reached.append(100 * simulate(config, data).pooled_inferred[-1].mean())
     assert low <= np.mean(reached) <= high, reached
+
+
+@pytest.mark.parametrize("method", ["lwf", "retain"])
+def test_what_is_added_to_the_loss_is_not_too_much_by_default(tmp_path, method):
+    """A penalty that outweighs the new task, or diverges, would leave later tasks at chance."""
+    scores = []
+    for name in ("finetune", method):
+        config = {"method": name, "train": {"rounds": 5}, "run": {"output": str(tmp_path / name)}}
+        scores.append(simulate(Config.model_validate(config)).metrics["average_accuracy"])
+    assert scores[1] > scores[0]

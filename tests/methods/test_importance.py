@@ -32,7 +32,7 @@ def test_si_by_hand():
     method, ctx = SI(strength=0.001, damping=0.1), context(Linear())
     memory = method.begin_task(ctx, _tensors(1.0), {})
     for before, after, grad in ((1.0, 0.8, 2.0), (0.8, 0.7, 1.0)):
-        _, memory = method.edit_update(ctx, Step(_tensors(before), _tensors(grad), _tensors(after)), memory)
+        memory = method.track(ctx, Step(_tensors(before), _tensors(grad), _tensors(after)), memory)
     memory = method.end_task(ctx, _tensors(0.7), NOTHING, memory)
     assert memory["importance/trunk.w"].item() == pytest.approx(0.5 / (0.09 + 0.1), rel=1e-5)
     assert memory["anchor/trunk.w"].item() == pytest.approx(0.7)
@@ -43,7 +43,7 @@ def test_si_is_never_negative():
     """A parameter that moved uphill has ω < 0; its penalty must not push it away."""
     method, ctx = SI(), context(Linear())
     memory = method.begin_task(ctx, _tensors(0.0), {})
-    _, memory = method.edit_update(ctx, Step(_tensors(0.0), _tensors(1.0), _tensors(0.5)), memory)
+    memory = method.track(ctx, Step(_tensors(0.0), _tensors(1.0), _tensors(0.5)), memory)
     assert memory["path/trunk.w"].item() < 0
     assert method.end_task(ctx, _tensors(0.5), NOTHING, memory)["importance/trunk.w"].item() == 0.0
 
@@ -53,7 +53,7 @@ def test_si_takes_its_own_pull_out_of_the_gradient():
     memory = {"importance/trunk.w": torch.tensor([3.0]), "anchor/trunk.w": torch.tensor([0.0])}
     memory |= method.begin_task(ctx, _tensors(1.0), memory)
     # gradient of the loss 5, of the pull λ Ω (θ − θ*) = 2 · 3 · 1 = 6: the optimiser was given 11
-    _, memory = method.edit_update(ctx, Step(_tensors(1.0), _tensors(11.0), _tensors(0.9)), memory)
+    memory = method.track(ctx, Step(_tensors(1.0), _tensors(11.0), _tensors(0.9)), memory)
     assert memory["path/trunk.w"].item() == pytest.approx(5.0 * 0.1, rel=1e-5)
 
 

@@ -69,7 +69,7 @@ def test_the_next_task_gets_what_was_pruned():
 def test_a_task_that_comes_back_owns_nothing_new():
     net = _net("weights", tasks=1)
     net.load_state_dict(_merged(PackNet(keep=0.25), net, 0, 3))
-    again = PackNet().merged(Moment(2, 0, 5, ("t0",), ()), dict(net.state_dict()))
+    again = PackNet().merged(Moment(2, 0, 5, ("t0",), ("t0",)), dict(net.state_dict()))
     assert not (again["gates.t0.trunk.layers-0.owner"] == WeightMask.FREE).any()
 
 
