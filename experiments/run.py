@@ -50,8 +50,14 @@ def read(name: str) -> Tree:
     return tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-def cells(plan: Tree, seeds: int, quick: bool, output: Path, rows: list[str]) -> Iterator[Cell]:
-    """All runs of an experiment; the quick form has one seed and smaller runs."""
+def seeds_of(plan: Tree, most: int) -> list[int]:
+    """The seeds of an experiment: from 0 on, or those that it names; `most` limits their number, 0 does not."""
+    seeds = plan["seeds"] if isinstance(plan["seeds"], list) else list(range(max(plan["seeds"], most)))
+    return seeds[:most] if most else seeds
+
+
+def cells(plan: Tree, seeds: list[int], quick: bool, output: Path, rows: list[str]) -> Iterator[Cell]:
+    """All runs of an experiment; the quick form has smaller ones."""
     small = {key: value for key, value in plan["quick"].items() if key != "columns"} if quick else {}
     for row in plan["rows"]:
         if rows and row["name"] not in rows:
@@ -59,7 +65,7 @@ def cells(plan: Tree, seeds: int, quick: bool, output: Path, rows: list[str]) ->
         for key, column in plan["columns"].items():
             if key not in row.get("columns", [key]) or (quick and key not in plan["quick"].get("columns", [key])):
                 continue
-            for seed in range(1 if quick else seeds):
+            for seed in seeds:
                 folder = output / "".join(c if c.isalnum() else "_" for c in f"{row['name']}-{key}") / str(seed)
                 own = row.get("only", {}).get(key, {})
                 config = merged(plan["base"], column.get("config", {}), row["config"], own, small)
@@ -84,7 +90,8 @@ def experiment(name: str, arguments: argparse.Namespace) -> Tree:
     """Run what is missing; returns row → column → metric → values by seed."""
     plan = read(name)
     output = arguments.output / (f"{name}-quick" if arguments.quick else name)
-    todo = list(cells(plan, arguments.seeds or plan["seeds"], arguments.quick, output, arguments.rows))
+    seeds = seeds_of(plan, 1 if arguments.quick else arguments.seeds)
+    todo = list(cells(plan, seeds, arguments.quick, output, arguments.rows))
     begin, found = time.time(), {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for done, (cell, values) in enumerate(pool.map(run, todo), start=1):
