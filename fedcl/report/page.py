@@ -107,7 +107,7 @@ def tiles(result: Result, status: Mapping[str, Any]) -> list[list[Tile]]:
     for title, name, unit, signed in pairs:
         known, other = (share(m[key], signed).text for key in (name, f"{name}_inferred"))
         if known == other == "–":
-            why = "no module before its task" if name == "forward_transfer" else "not defined in this run"
+            why = "needs a shared head and two tasks" if name == "forward_transfer" else "not defined in this run"
             learned.append(Tile(title, "–", "", (why,)))
             continue
         second = "not defined" if other == "–" else f"{other} {unit}"

@@ -132,7 +132,7 @@ def test_headline_numbers_are_those_of_the_metrics(make_run: Maker) -> None:
     assert f"Average accuracy {100 * metrics['average_accuracy']:.1f} %" in text
     assert f"Forgetting, peak {100 * metrics['forgetting']:.1f} points" in text
     assert f"Worst hospital {100 * metrics['worst_hospital_accuracy']:.1f} % task known" in text
-    assert "Forward transfer – not defined in this run" in text
+    assert "Forward transfer – needs a shared head and two tasks" in text
     assert "1:23 min" in text
     assert "× 1.13" in text
     assert "0.21 ms" in text
@@ -140,7 +140,7 @@ def test_headline_numbers_are_those_of_the_metrics(make_run: Maker) -> None:
         assert title in text
         assert formula in text
         assert source in text
-    assert "fedcl simulate -c config.toml" in text
+    assert f"fedcl simulate -c {run}/config.toml --output {run}-again" in text
 
 
 def test_state_and_faults(make_run: Maker) -> None:

@@ -31,7 +31,7 @@ def test_a_run_prints_its_stages_and_a_summary_that_names_the_report(fedcl: Fedc
         "after stage",
         "average accuracy",
         "task inferred",
-        "forgetting (max − last)",
+        "forgetting (best before the last stage − last)",
         "backward transfer",
         "forward transfer",
         "worst hospital (hospital ",

@@ -47,7 +47,7 @@ def test_plain_lines_one_for_each_stage_and_fault(run: Path) -> None:
         "going on from stage 2, round 1",
         "stage 2, round 1: client 2 rejected: NaN",
         "stage 2/2 (digit 1): accuracy 70.0 % known, 40.0 % inferred (by task 60.0, 80.0); loss 0.25; "
-        "1 MB down, 500 kB up in training; 2 faults",
+        "1 MB down, 500 kB up in this stage's training; 2 faults",
     ]
 
 
