@@ -118,7 +118,8 @@ def table(name: str) -> str:
     """An experiment's section of the README."""
     plan, found = read(name), json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
     titles = [
-        column["title"] + (f": {SHORT.get(metric, metric)}" if len(column["metrics"]) > 1 else "")
+        ": ".join([column["title"]] * several + [SHORT.get(metric, metric)] * (len(column["metrics"]) > 1))
+        for several in (len(plan["columns"]) > 1,)
         for column in plan["columns"].values()
         for metric in column["metrics"]
     ]
@@ -146,6 +147,8 @@ SHORT = {
     "average_accuracy_inferred": "accuracy, task inferred",
     "worst_hospital_accuracy": "worst hospital",
     "memory_per_hospital": "kept",
+    "learning_accuracy": "as learned",
+    "parameter_growth": "parameters",
     "bytes": "sent",
     "seconds": "time",
     "backward_transfer": "BWT",
