@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcl.contracts import Batch, Context, Memory, Params
+from fedcl.methods._teacher import recall
 from fedcl.methods.lwf import LwF
 
 
@@ -22,7 +23,8 @@ class LwFOverAll(LwF):
         """λ (k − 1) T² Σ p_old (log p_old − log p_all), mean over samples, a 0-d tensor."""
         if not memory:
             return batch.x.new_zeros(())
-        (taught,) = ctx.old(memory, batch.x, teacher=True)
+        teacher, known = recall(memory)
+        (taught,) = ctx.old(teacher, batch.x, teacher=True, known=known)
         old = torch.log_softmax(taught / self.temperature, 1)
         new = torch.log_softmax(ctx.forward(params, batch.x) / self.temperature, 1)
         classes = sorted({c for task in ctx.past for c in task.classes})
