@@ -191,7 +191,10 @@ def readme() -> None:
     (HERE / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
-ORDER = ("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties", "federated_mnist", "federated_heart")
+ORDER = (
+    *("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties"),
+    *("federated_mnist", "federated_heart", "fed_mammoth", "fot"),
+)
 
 
 def main() -> None:

@@ -2,14 +2,15 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    errors config contracts rng plugins defaults toml           the experiment, the records, where draws come from
+    errors offline config protocols contracts rng plugins       the experiment, the records, where draws come from
+    defaults toml                                               every option written out
     datasets partition tasks features augment federation        what the hospitals hold, and when
     holdings                                                    the same where no one else sees it
     models _sample_grads sample_moments fisher infer evaluate   what they train and are asked
     growth methods                                              how they grow and remember
-    optimizers batches store device net shelf client            one client's Job: the only training loop
-    aggregators mergers merge scores                            what the server makes of the answers
-    units metrics results report run_dir                        what comes out
+    aggregators mergers merge                                   the rules by which many nets become one
+    optimizers batches store device net shelf own client        one client's Job: the only training loop
+    scores units metrics results report run_dir                 what comes out
     state plan collect journal privacy server                   the only round loop
     runtime deploy                                              Flower: apps, wire, one file per way to run
     finish simulation                                           the whole story on one page

@@ -24,6 +24,7 @@ def check(tree: Tree) -> list[ConfigError]:
     return [
         *_names(tree),
         *_methods(tree),
+        *_rules(tree),
         *_sections(tree),
         *_inference(tree),
         *_device(tree),
@@ -36,9 +37,9 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
     named = [("methods", "method", name) for name in plugins.split(_text(tree, "method"))]
     named += [("datasets", "data.name", _base(name)) for name in _text(tree, "data.name").split("+")]
     named += [("models", "model.name", _text(tree, "model.name"))]
-    named += [
-        (f"{rule}s", f"federation.{rule}", _text(tree, f"federation.{rule}")) for rule in ("aggregator", "merger")
-    ]
+    named += [("aggregators", "federation.aggregator", _text(tree, "federation.aggregator"))]
+    if (merger := _text(tree, "federation.merger")) not in ("auto", *plugins.names("aggregators")):
+        named += [("mergers", "federation.merger", merger)]
     for kind, key, name in named:
         try:
             plugins.check(kind, name)
@@ -63,6 +64,30 @@ def _methods(tree: Tree) -> Iterator[ConfigError]:
         sound = sound and not wrong
     if sound:
         yield from _together(tree)
+
+
+def _rules(tree: Tree) -> Iterator[ConfigError]:
+    """The options of the rules that merge, and then whether they can work."""
+    sound = True
+    for kind in ("aggregators", "mergers"):
+        for name, options in _table(tree, kind).items():
+            plugin = _load(kind, name)
+            wrong = list(_options(f"{kind}.{name}", name, [plugin], options, skip=0)) if plugin else []
+            yield from wrong
+            sound = sound and not wrong
+    rules = [_text(tree, f"federation.{rule}") for rule in ("aggregator", "merger")]
+    usual = [Config().federation.aggregator, Config().federation.merger]
+    if sound and (rules != usual or _table(tree, "aggregators") or _table(tree, "mergers")):
+        from fedcl import merge
+        from fedcl.contracts import FedclError
+
+        try:
+            merge.rules(Config.model_validate(dict(tree)))
+        except FedclError as error:
+            key, _, why = str(error).rpartition(": ")
+            yield ConfigError(key or "federation.merger", None, why)
+        except (ValidationError, plugins.UnknownPlugin):
+            return  # said above
 
 
 def _together(tree: Tree) -> Iterator[ConfigError]:
@@ -138,6 +163,8 @@ def _own(tree: Tree) -> Iterator[ConfigError]:
         return
     if _text(tree, "run.runtime") != "superlink":
         yield ConfigError("data.own", True, 'is for run.runtime = "superlink"; here the data are at hand')
+    if _get(tree, "partition.noisy"):
+        yield ConfigError("partition.noisy", _get(tree, "partition.noisy"), "is for simulations; these data are real")
     if _text(tree, "federation.kind") in ("central", "joint"):
         yield ConfigError("federation.kind", _text(tree, "federation.kind"), "pools data, which data.own forbids")
 

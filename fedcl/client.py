@@ -5,18 +5,17 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from fedcl import augment, batches, evaluate, infer, rng
-from fedcl.batches import Drawn, Part
+from fedcl import batches, evaluate, infer, own, rng
+from fedcl.batches import Part
 from fedcl.config import Config
-from fedcl.contracts import Batch, Context, Job, Memory, Params, Step, Task, Update, role
+from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Params, Step, Task, Update, role
 from fedcl.device import Device
 from fedcl.federation import Federation
+from fedcl.merge import MEASURED, rules
 from fedcl.methods import Combination
 from fedcl.models._layers import draw_from
 from fedcl.net import Net
@@ -48,21 +47,28 @@ class Client:
         self._net = Net(config, federation, self.device)
         self.net, self.tasks = self._net.net, self._net.tasks
         self._shelf = Shelf(config, federation, self._here, self._net)
-        self._augment = augment.build(config.data.augment)
+        _, self._merger = rules(config)
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
         self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
         self._hooks = method.hooks()
 
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client."""
+        evaluates = job.phase == "evaluate"
+        memory = start = (
+            {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))
+        )
+        if self._merger.stays:
+            job = own.bring(job, memory, self._net.fresh)
         self._net.load(job.arrays)
-        if job.phase == "evaluate":
+        if evaluates:
             return self._evaluate(client, job)
-        memory = start = self._here.memory(self.store.load(client, job.version))
         if job.broadcast:
             memory = self.method.receive(self._here.memory(job.broadcast), memory)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
+        if self._merger.stays and job.phase == "train":
+            update, memory = own.keep(update, job, memory)
         kept = sum(value.nbytes for value in memory.values())
         update = replace(update, metrics={**update.metrics, "memory": float(kept)})
         if memory is start:
@@ -86,36 +92,52 @@ class Client:
         if samples == 0:  # of a stream, none came since
             return Update(client, {}, 0.0, {"loss": 0.0}), memory
         metrics = self._validate(client, job) if "validate" in job.flags else {}
-        loss, examples, memory = self._fit(context, job, params, parts, memory)
+        loss, steps, examples, memory = self._fit(context, job, params, parts, memory)
         metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
         with torch.no_grad():
             if "local" in job.flags:
                 metrics |= self._local(client, job)
-            extras: Memory = {}
+            memory = self.method.end_round(replace(context, step=steps), params, memory)
+            extras = self.method.sent("round", memory)
             if "consolidate" in job.flags:
-                memory, extras = self._end(client, job, memory)
+                memory, kept = self._end(client, job, memory)
+                extras |= kept
+            extras |= self._measured(client, job, params, parts)
             deltas = {name: p.detach().sub_(job.arrays[name].to(self.device)) for name, p in params.items()}
         return Update(client, deltas, float(samples), metrics, extras), memory
 
+    def _measured(self, client: int, job: Job, params: Params, parts: list[Part]) -> Memory:
+        """What the rule that merges modules needs to know of each that was trained."""
+        if type(self._merger).measure is Aggregator.measure:
+            return {}
+        self.net.eval()
+        found: Memory = {}
+        for task, batch in parts:
+            module = {name: p.detach() for name, p in params.items() if role(name) == task.id}
+            self._net.allow(task, job.seen)
+            with torch.enable_grad():
+                measured = self._merger.measure(self._context(client, job, task, "measure"), module, batch)
+            found |= {MEASURED + name: value for name, value in measured.items()}
+        return found
+
     def _fit(
         self, context: Context, job: Job, params: Params, parts: list[Part], memory: Memory
-    ) -> tuple[float, int, Memory]:
-        """All batches of a round: (mean loss, samples seen, memory)."""
+    ) -> tuple[float, int, int, Memory]:
+        """All batches of a round: (mean loss, steps, samples seen, memory)."""
         train, hooks, method = self.config.train, self._hooks, self.method
         number, begin = job.round % train.rounds, "begin" in job.flags
         several = len(parts) > 1 or not {role(name) for name in params}.isdisjoint(job.past)
         optimizer = build_optimizer(train, list(params.values()), job.lr, several)
         if train.reset == "never" or (train.reset == "task" and not begin):
             recall(optimizer, params, memory)
-        difficulty, offered = self._curriculum(job, parts, memory)
+        difficulty, offered = self._shelf.curriculum(job, parts, memory)
         self.net.train()
         draw_from(self.net, context.generator)
         plain = not hooks & {"loss", "penalty"}
         per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "track", "observe"}
         total, steps, examples = torch.zeros((), device=self.device), 0, 0
-        for drawn in self._augmented(
-            context, job, batches.draw(train, context.generator, parts, number, begin, difficulty, offered)
-        ):
+        drawn_ones = batches.draw(train, context.generator, parts, number, begin, difficulty, offered)
+        for drawn in self._shelf.augmented(context.client, job, drawn_ones):
             task, batch, first, progress = drawn
             if per_step:
                 asks = self._net.answers(task, job) if steps == 0 or len(parts) > 1 else {}
@@ -147,32 +169,7 @@ class Client:
         if train.reset != "round":
             memory = remember(optimizer, params, memory)
         memory = batches.remember(train, parts, number, offered if "observe" in hooks else {}, memory)
-        return float(total) / max(steps, 1), examples, memory
-
-    def _augmented(self, context: Context, job: Job, found: Iterator[Drawn]) -> Iterator[Drawn]:
-        """The round's batches; whatever augmentation draws comes from a stream of its own."""
-        if self._augment is None:
-            yield from found
-            return
-        noise = rng.torch_stream(self.config.seed, "augment", client=context.client, round=job.round)
-        with rng.torch_global_from(noise):
-            for drawn in found:
-                yield drawn._replace(batch=Batch(self._augment(drawn.batch.x), drawn.batch.y))
-
-    def _curriculum(self, job: Job, parts: list[Part], memory: Memory) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """For a curriculum: each sample's loss now, and which samples were offered in this stage already."""
-        if self.config.train.order != "curriculum":
-            return [], {}
-        offered = {}
-        for task, batch in parts:
-            key = f"{batches.OFFERED}{task.id}"
-            offered[task.id] = memory[key].clone() if key in memory else torch.zeros(len(batch.y), dtype=torch.bool)
-        self.net.eval()
-        losses = []
-        for task, batch in parts:
-            self._net.allow(task, job.seen)
-            losses.append(evaluate.losses(self.net, task, batch))
-        return losses, offered
+        return float(total) / max(steps, 1), steps, examples, memory
 
     def _edit_grads(self, context: Context, params: Params, memory: Memory) -> Memory:
         edited, memory = self.method.edit_grads(context, params, _grads(params), memory)
@@ -220,7 +217,7 @@ class Client:
                         logits = self.net(held.x, task.id)
                     extras |= infer.measure(self.config.model.infer, task, batch, logits, held.y)
         if "upload" in self._hooks and any(len(batch.y) for _, batch in parts):
-            extras |= self.method.upload(memory)
+            extras |= self.method.sent("task", memory)
         return memory, extras
 
     def _evaluate(self, client: int, job: Job) -> Update:
@@ -269,6 +266,8 @@ class Client:
             outputs=self._net.outputs,
             buffers=self._net.buffers(job.arrays),
             slots=self._slots,
+            start=self._here.memory({name: job.arrays[name] for name in job.arrays}) if job.phase == "train" else {},
+            clients=len(self.federation.members),
         )
 
 

@@ -59,6 +59,10 @@ class Partition(Section):
     """Shards of label-sorted samples that each hospital gets (`shards`)."""
     min_samples: Positive = 10
     """A hospital with fewer training samples than this is an error."""
+    noisy: Annotated[int, Field(ge=0)] = 0
+    """Hospitals, drawn at random, some of whose training labels are wrong."""
+    noise: Share = 0.4
+    """Share of a noisy hospital's training and validation labels that are another class's, any with the same chance."""
 
 
 class Stream(Section):
@@ -181,9 +185,10 @@ class Federation(Section):
     join_timeout: Annotated[float, Field(gt=0)] = 300.0
     """`superlink`: seconds to wait at the start for all hospitals; the run then begins with a quorum of them."""
     aggregator: str = "fedavg"
-    """Rule for the trunk."""
-    merger: str = "weighted"
-    """Rule for task modules."""
+    """Rule for the trunk, and for a head that all tasks share."""
+    merger: str = "auto"
+    """Rule for task modules, of `fedcl list mergers` or an aggregator; `auto` is `weighted`, or the aggregator where
+    that is not linear."""
     consolidate_on: Literal["merged", "local"] = "merged"
     """The parameters that a method's Fisher, anchor or teacher is taken at."""
 
@@ -232,6 +237,10 @@ class Config(Section):
     """Methods of `fedcl list methods`, combined with `+`."""
     methods: dict[str, dict[str, Value]] = {}
     """Each method's own options: methods.ewc.strength = 3000."""
+    aggregators: dict[str, dict[str, Value]] = {}
+    """The aggregator's own options: aggregators.krum.malicious = 2."""
+    mergers: dict[str, dict[str, Value]] = {}
+    """The merger's own options: mergers.ties.keep = 0.3."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()

@@ -6,9 +6,9 @@ Shapes: N samples, C classes, P parameters. A parameter's name carries its role:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
+from fedcl.protocols import Each, Old
 
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
@@ -116,34 +117,6 @@ class Event:
     facts: Mapping[str, Any]
 
 
-class Old(Protocol):
-    """(params, x [B, …]) → logits [B, outputs] of each softmax over what was learned in earlier stages, `ctx.past`.
-
-    One for each task that has a softmax of its own, otherwise one for all; none without earlier tasks.
-    """
-
-    def __call__(
-        self,
-        params: Mapping[str, Tensor],
-        x: Tensor,
-        teacher: bool = False,
-        known: Collection[str] | None = None,
-    ) -> list[Tensor]:
-        """A teacher answers in evaluation mode and takes no gradient; `known` are the tasks to answer for, of all."""
-        ...
-
-
-class Each(Protocol):
-    """(params, x [B, …], index [B] of each sample's task) → logits [B, outputs], each by its own task's head.
-
-    -inf where a task has no such output. Tasks are those of now and of `ctx.past`.
-    """
-
-    def __call__(self, params: Mapping[str, Tensor], x: Tensor, index: Tensor, teacher: bool = False) -> Tensor:
-        """A teacher answers in evaluation mode and takes no gradient."""
-        ...
-
-
 @dataclass(frozen=True)
 class Context:
     """What a method may see besides parameters, batch and memory. Frozen; nothing in it remembers."""
@@ -162,6 +135,8 @@ class Context:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # the masks that the server decided, by name
     slots: int = 1  # times that a client consolidates in the whole run, at most
     step: int = 0  # of the round
+    start: Mapping[str, Tensor] = field(default_factory=dict)  # what the round began with, of what trains
+    clients: int = 1  # of the whole federation
     again: bool = False  # the client has consolidated this task in an earlier stage: its samples were offered
     progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
 
@@ -193,6 +168,7 @@ class Method:
     value in a step, and memory shapes change at consolidation only. Options are the fields of the (frozen) subclass.
     """
 
+    sends: ClassVar[Literal["task", "round"]] = "task"  # when `upload` and `server` are called
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
     needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
     masks: ClassVar[Masks] = "none"  # each task sees the trunk through a mask over its units, or over its weights
@@ -245,20 +221,27 @@ class Method:
         """Each step, when all edits of all methods are made: path integrals."""
         return memory
 
+    def end_round(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """After a client's steps of a round, `ctx.step` of them: control variates."""
+        return memory
+
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Consolidation on the merged model, with all of the client's training samples of the task."""
         return memory
 
     def upload(self, memory: Memory) -> Memory:
-        """After `end_task`: what the server half needs. Raw samples never."""
+        """After `end_task` (or `end_round`, see `sends`): what the server half needs. Raw samples never."""
         return {}
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
         return state, {}
 
-    def merged(self, moment: Moment, params: Params) -> Params:
-        """Server half: before a stage and after each of its rounds, all parameters and masks of the merged model."""
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+        """Server half: before a stage and after each of its rounds, all parameters and masks of the merged model.
+
+        `before` are those that the round began with; `state` is what `server` keeps.
+        """
         return params
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
@@ -270,18 +253,28 @@ class Aggregator:
     """A rule that merges clients' deltas: for the trunk (aggregators) or for a task's module (mergers).
 
     A linear rule only needs the weighted mean of the deltas, which the server sums as replies come in, and which
-    secure aggregation can hand it. A rule that is not linear gets all deltas at once.
+    secure aggregation can hand it. A rule that is not linear gets all deltas at once. Options are the fields of the
+    (frozen) subclass.
     """
 
     linear: ClassVar[bool] = True
+    stays: ClassVar[bool] = False  # a task's module stays at its hospital: it is neither sent nor merged
 
-    def reduce(self, deltas: Sequence[Params], weights: Sequence[float]) -> Params:
+    def measure(self, ctx: Context, params: Params, data: Batch) -> Params:
+        """Client half, after a round's training on a task: of each of these parameters what `reduce` needs, like it."""
+        return {}
+
+    def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
         """Many deltas → one; called for rules that are not linear."""
         raise TypeError(f"{type(self).__name__} is linear: the server computes its mean")
 
     def step(self, params: Params, delta: Params, state: Memory) -> tuple[Params, Memory]:
         """Apply the merged delta: (params, delta, state) → (params, state)."""
         return {name: value + delta[name] for name, value in params.items()}, state
+
+    def across(self, modules: Mapping[str, Params]) -> Mapping[str, Params]:
+        """After a round: all modules that were trained in it, by task, and what they become beside each other."""
+        return modules
 
 
 def role(name: str) -> str:

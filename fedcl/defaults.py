@@ -27,12 +27,30 @@ def fill(config: Config) -> Config:
             "none"
         }
         masks = wanted.pop() if wanted else "none"
+    changes |= _rules(config)
     changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})
     if "+" not in config.data.name:
         plugin = plugins.load("datasets", config.data.name.partition(":")[0])
         data = _options(plugin, config.data.options, skip=1)
         changes["data"] = config.data.model_copy(update={"options": data})
     return config.model_copy(update=changes)
+
+
+def _rules(config: Config) -> dict[str, Any]:
+    """The rules that merge: `auto` resolved, and their options."""
+    aggregator, merger = config.federation.aggregator, config.federation.merger
+    plugin = plugins.load("aggregators", aggregator)
+    if merger == "auto":
+        merger = "weighted" if getattr(plugin, "linear", True) else aggregator
+    used: dict[str, dict[str, Any]] = {"aggregators": {aggregator: plugin}, "mergers": {}}
+    kind = "aggregators" if merger in plugins.names("aggregators") else "mergers"
+    used[kind][merger] = plugins.load(kind, merger)
+    filled: dict[str, Any] = {"federation": config.federation.model_copy(update={"merger": merger})}
+    for kind, found in used.items():
+        given = getattr(config, kind)
+        own = {name: _options(rule, given.get(name, {})) for name, rule in found.items()}
+        filled[kind] = {name: options for name, options in own.items() if options}
+    return filled
 
 
 def _options(plugin: Any, given: Mapping[str, Any], skip: int = 0) -> dict[str, Any]:

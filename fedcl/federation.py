@@ -160,6 +160,8 @@ def build(config: Config, samples: Samples | None = None, place: Place | None = 
         samples = replace(samples, site=owner, sites=place.names)
     else:
         partition.check(owner, parts, config.partition, hospitals)
+    if config.partition.noisy:
+        samples = replace(samples, y=partition.mislabel(samples, owner, parts, config.partition, hospitals, seed))
     drafts = streams.build(samples, config.stream, seed, samples.x.shape[1:])
     inside = np.stack([streams.members(task, samples) for task in drafts])
     first = np.where(inside.any(0), inside.argmax(0), len(drafts))

@@ -4,7 +4,39 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedcl.contracts import Aggregator, Memory, Params, Update, role
+from fedcl import plugins
+from fedcl.config import Config
+from fedcl.contracts import Aggregator, FedclError, Memory, Params, Update, role
+
+MEASURED = "merge/"  # before the name of a parameter: what its rule measured at the client
+
+
+def rules(config: Config) -> tuple[Aggregator, Aggregator]:
+    """(the rule of what all tasks share, the rule of a task's own module) of a config.
+
+    Raises:
+        FedclError: there is no such rule or option, or it cannot work with the net.
+    """
+    aggregator: Aggregator = plugins.make("aggregators", config.federation.aggregator, _options(config, "aggregator"))
+    name = config.federation.merger
+    if name == "auto":
+        merger = plugins.make("mergers", "weighted", {}) if aggregator.linear else aggregator
+    elif name in plugins.names("aggregators"):
+        merger = plugins.make("aggregators", name, config.aggregators.get(name, {}))
+    else:
+        merger = plugins.make("mergers", name, _options(config, "merger"))
+    if merger.stays and config.model.heads != "task":
+        raise FedclError(f"federation.merger = {name!r} needs a module per task; take model.heads = 'task'")
+    return aggregator, merger
+
+
+def _options(config: Config, rule: str) -> dict[str, object]:
+    """The options of the rule that is used; those of another are a mistake."""
+    given, used = getattr(config, f"{rule}s"), getattr(config.federation, rule)
+    also = {config.federation.merger} if rule == "aggregator" else set()
+    if unused := sorted(set(given) - {used} - also):
+        raise FedclError(f"{rule}s.{unused[0]}: options of a rule that federation.{rule} = {used!r} does not use")
+    return dict(given.get(used, {}))
 
 
 class Merge:
@@ -14,15 +46,14 @@ class Merge:
     the order of the floating-point sum: callers add by client index.
 
     Args:
-        aggregator: for the trunk, and for a head that all tasks share.
+        aggregator: for what all tasks share, the trunk and a shared head.
         merger: for task modules and gates.
     """
 
     def __init__(self, aggregator: Aggregator, merger: Aggregator) -> None:
-        self._rules = {"": aggregator, "shared": aggregator}
-        self._merger = merger
+        self._aggregator, self._merger = aggregator, merger
         self._sums: dict[str, Params] = {}
-        self._kept: dict[str, list[Params]] = {}
+        self._kept: dict[str, list[tuple[Params, Params]]] = {}  # deltas, and what the rule measured of them
         self._weights: dict[str, list[float]] = {}
 
     def add(self, update: Update) -> None:
@@ -30,7 +61,8 @@ class Merge:
         for part, delta in split(update.arrays).items():
             self._weights.setdefault(part, []).append(update.weight)
             if not self._rule(part).linear:
-                self._kept.setdefault(part, []).append(delta)
+                extras = {name: update.extras[key] for name in delta if (key := MEASURED + name) in update.extras}
+                self._kept.setdefault(part, []).append((delta, extras))
             elif part not in self._sums:
                 self._sums[part] = {name: value * update.weight for name, value in delta.items()}
             else:
@@ -41,27 +73,43 @@ class Merge:
     def apply(self, params: Params, states: dict[str, Memory]) -> tuple[Params, dict[str, Memory]]:
         """(all parameters, each part's rule state) → the same after the round; untrained parts stay as they are."""
         params, states = dict(params), dict(states)
+        modules: dict[str, Params] = {}
         for part, weights in self._weights.items():
             rule = self._rule(part)
             if rule.linear:
                 total = sum(weights)
                 delta = {name: value.div_(total) for name, value in self._sums[part].items()}
             else:
-                delta = rule.reduce(self._kept[part], weights)
+                deltas, measured = zip(*self._kept[part], strict=True)
+                delta = rule.reduce(deltas, weights, measured)
             current = {name: params[name] for name in delta}
             moved, states[part] = rule.step(current, delta, states.get(part, {}))
+            params |= moved
+            if part:
+                modules[part] = moved
+        for moved in self._merger.across(modules).values():
             params |= moved
         return params, states
 
     def _rule(self, part: str) -> Aggregator:
-        return self._rules.get(part, self._merger)
+        return self._merger if part else self._aggregator
+
+
+def misfit(update: Update) -> str:
+    """Why what a rule measured at a client cannot be used; "" if it can."""
+    for key, value in update.extras.items():
+        name = key.removeprefix(MEASURED)
+        if name != key and (name not in update.arrays or value.shape != update.arrays[name].shape):
+            return f"{key} is not what was to be measured"
+    return ""
 
 
 def split(arrays: Params) -> dict[str, Params]:
-    """Arrays by the task that they belong to, "" for the trunk."""
+    """Arrays by the task that they belong to, "" for what all tasks share."""
     parts: dict[str, Params] = {}
     for name, value in arrays.items():
-        parts.setdefault(role(name), {})[name] = value
+        part = role(name)
+        parts.setdefault("" if part == "shared" else part, {})[name] = value
     return parts
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fedcl import rng
 from fedcl.config import Config
 from fedcl.contracts import Job, Params, Task, role
 from fedcl.federation import Federation
 from fedcl.models import dynamic_net
-from fedcl.models.dynamic_net import SHARED, SharedHead
+from fedcl.models.dynamic_net import SHARED, DynamicNet, SharedHead
 
 Answers = dict[str, Any]
 
@@ -54,6 +55,13 @@ class Net:
             self._tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         for name, value in arrays.items():
             self._tensors[name].copy_(value)
+
+    def fresh(self, task: str) -> Params:
+        """The module of a task as everybody starts it: its parameters and masks, by name."""
+        twin = DynamicNet(self.net.trunk, self.net.weight_norm, masks=self.net.masks)
+        with rng.torch_global(self._config.seed, "init", task=self.tasks[task].index):
+            twin.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
+        return {name: value.detach() for name, value in twin.state_dict().items() if not name.startswith("trunk.")}
 
     def parameters(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Those of the names that are parameters, in the net's order."""

@@ -146,6 +146,25 @@ def check(owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospital
     )
 
 
+def mislabel(
+    samples: Samples, owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospitals: int, seed: int
+) -> np.ndarray:
+    """The labels [N], wrong for a share of what noisy hospitals train on; test labels stay as they are.
+
+    Raises:
+        FedclError: there are not so many hospitals.
+    """
+    y, count = samples.y.copy(), len(samples.classes)
+    if rule.noisy > hospitals:
+        raise FedclError(f"partition.noisy = {rule.noisy}: there are {hospitals} hospitals")
+    generator = rng.stream(seed, "noise")
+    for hospital in generator.permutation(hospitals)[: rule.noisy]:
+        rows = generator.permutation(np.flatnonzero((owner == hospital) & (parts != TEST)))
+        rows = rows[: round(rule.noise * len(rows))]
+        y[rows] = (y[rows] + generator.integers(1, count, len(rows))) % count
+    return y
+
+
 def _site(samples: Samples, hospitals: int) -> np.ndarray:
     if samples.site is None:
         raise FedclError("--partition site: the data set does not say where a sample comes from; take another one")

@@ -10,6 +10,7 @@ from fedcl import infer, rng, scores
 from fedcl.config import Config
 from fedcl.contracts import Job, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
+from fedcl.merge import misfit, rules
 from fedcl.methods import Combination
 from fedcl.state import Group, State
 
@@ -30,6 +31,7 @@ class Plan:
         self, config: Config, federation: Federation, method: Combination, owner: Callable[[str], str]
     ) -> None:
         self.config, self.federation, self.method, self._owner = config, federation, method, owner
+        self._stays = rules(config)[1].stays
         self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
 
     def overall(self, stage: int, number: int) -> int:
@@ -83,17 +85,20 @@ class Plan:
         """The end of a task, or of a part of its stream, also for clients that sat out the last round."""
         return self._jobs("consolidate", state, group, stage, self.overall(stage, number), clients)
 
-    def evaluation(self, group: Group, stage: int) -> Jobs:
-        """All modules that exist, to all clients."""
+    def evaluation(self, state: State, group: Group, stage: int) -> Jobs:
+        """All modules that exist, to all clients; those that stay at their hospital are there already."""
         there = {role(name) for name in group.params}
+        if self._stays:
+            there |= {task.id for past in range(stage + 1) for task in self.tasks(past, group.clients)}
         masked = self.config.model.masks not in ("auto", "none")
-        own = [task.id for task in self.federation.tasks if not masked or task.id in there]
-        tasks = tuple(task for task in own if self._owner(task) in there)
+        named = [task.id for task in self.federation.tasks if not masked or task.id in there]
+        tasks = tuple(task for task in named if self._owner(task) in there)
         overall = max(self.overall(stage + 1, -1), 0)
         ready = infer.prepare(group.statistics)
         seen = tuple(group.seen) if stage >= 0 else tuple(range(len(self.federation.classes)))
         job = Job("evaluate", stage, overall, tasks, group.params, broadcast=ready, seen=seen)
-        return [(client, job) for client in group.clients] if tasks else []
+        own = state.versions if self._stays else {}
+        return [(client, replace(job, version=own.get(client, ""))) for client in group.clients] if tasks else []
 
     def unfit(self, client: int, job: Job, update: Update) -> str:
         """Why what came beside deltas cannot be used; "" if it can."""
@@ -103,7 +108,7 @@ class Plan:
         for name, value in update.extras.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 return f"{name} holds NaN or infinity"
-        return infer.misfit(update.extras, asked)
+        return infer.misfit(update.extras, asked) or misfit(update)
 
     def on_local(self, number: int) -> bool:
         """Whether clients consolidate in this round, on their own models."""
@@ -111,9 +116,9 @@ class Plan:
         return self.consolidates and last and self.config.federation.consolidate_on == "local"
 
     def needed(self, params: Params, tasks: Sequence[int]) -> Params:
-        """What these tasks need of all parameters: the trunk, and their own modules and gates."""
+        """What these tasks need of all parameters: the trunk, and their own modules and gates unless those stay."""
         names = [self.federation.tasks[index].id for index in tasks]
-        parts = {"", *names, *map(self._owner, names)}
+        parts = {""} if self._stays else {"", *names, *map(self._owner, names)}
         return {name: value for name, value in params.items() if role(name) in parts}
 
     def _jobs(self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]) -> Jobs:

@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedcl.errors import FedclError
+
 KINDS = ("methods", "models", "datasets", "aggregators", "mergers", "growth", "privacy")
 _HELPERS = {"__init__", "dynamic_net"}
 _ROOT = Path(__file__).parent
@@ -88,6 +90,23 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     if len(own) != 1:
         raise UnknownPlugin(f"{path} must define one class of {kind} (or `build`), it defines {len(own)}")
     return own[0]
+
+
+def make(kind: str, name: str, given: Mapping[str, Any]) -> Any:
+    """The plug-in with these options.
+
+    Raises:
+        UnknownPlugin: there is no such plug-in.
+        FedclError: it has no such option, or no such value of one.
+    """
+    plugin = load(kind, name)
+    known = options(plugin)
+    if unknown := sorted(set(given) - set(known)):
+        raise FedclError(f"{kind}.{name}.{unknown[0]}: no such option; {name} has {', '.join(known) or 'none'}")
+    try:
+        return plugin(**given)
+    except (TypeError, ValueError) as error:
+        raise FedclError(f"{kind}.{name}: {error}") from error
 
 
 def options(plugin: Callable[..., Any], skip: int = 0) -> Mapping[str, inspect.Parameter]:

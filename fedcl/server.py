@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedcl import infer, plugins, rng, scores
+from fedcl import infer, rng, scores
 from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
 from fedcl.federation import Federation
 from fedcl.journal import Journal, mean, named, totals
-from fedcl.merge import Merge
+from fedcl.merge import Merge, rules
 from fedcl.methods import Combination
 from fedcl.models import dynamic_net
 from fedcl.plan import Jobs, Plan
@@ -62,8 +62,7 @@ class Server:
         self._ask, self._run = ask, run
         self._notify, self._store, self._stop = notify, store, stop
         self._saved: list[dict[int, str]] = []  # the clients' memories that the last two checkpoints name
-        self._aggregator = plugins.load("aggregators", config.federation.aggregator)()
-        self._merger = plugins.load("mergers", config.federation.merger)()
+        self._aggregator, self._merger = rules(config)
         with rng.torch_global(config.seed, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
@@ -125,10 +124,11 @@ class Server:
             if not resumed:
                 self._edit(group, stage, 0)
 
-    def _edit(self, group: Group, stage: int, rounds: int) -> None:
+    def _edit(self, group: Group, stage: int, rounds: int, before: Params | None = None) -> None:
         """What the method's server half makes of the merged model."""
         if "merged" in self.method.hooks():
-            group.params = self.method.merged(self._plan.moment(group, stage, rounds), group.params)
+            moment = self._plan.moment(group, stage, rounds)
+            group.params = self.method.merged(moment, before or group.params, group.params, group.method)
 
     def _round(self, stage: int, number: int) -> Uploads:
         """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
@@ -141,15 +141,19 @@ class Server:
             merge = Merge(self._aggregator, self._merger)
             collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
             collections.append(collection)
+            sent: Uploads = {}
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
                 records += self._journal.training(stage, update)
+                sent[update.client] = (update.weight, update.extras)
                 if update.weight > 0:
                     merge.add(update)
                     if self._plan.on_local(number):
                         uploads[update.client] = (update.weight, update.extras)
-            group.params, group.rules = merge.apply(group.params, group.rules)
-            self._edit(group, stage, number + 1)
+            before = group.params
+            group.params, group.rules = merge.apply(before, group.rules)
+            self._edit(group, stage, number + 1, before)
+            self._absorb("round", group, stage, number, sent)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
         facts = totals(collections) | {
@@ -178,14 +182,14 @@ class Server:
                     self.state.late.setdefault(client, []).append(stage)
                 if late:
                     group.snapshots[stage] = dict(group.params)
-                self._absorb(group, stage, last, uploads)
+                self._absorb("task", group, stage, last, uploads)
         self._evaluate(stage)
 
     def _between(self, stage: int, number: int) -> None:
         """Consolidate what a stream brought so far. Who does not answer does without: its task goes on."""
         for group in self.state.groups:
             present = [c for c in group.clients if self.federation.schedule[stage][c] and not self.state.late.get(c)]
-            self._absorb(group, stage, number, self._consolidate(group, stage, number, present))
+            self._absorb("task", group, stage, number, self._consolidate(group, stage, number, present))
 
     def _consolidate(
         self, group: Group, stage: int, number: int, clients: Sequence[int], params: Params | None = None
@@ -224,19 +228,20 @@ class Server:
         group.statistics = infer.merge(group.statistics, [extras])
         return weight, infer.without(extras)
 
-    def _absorb(self, group: Group, stage: int, number: int, uploads: Uploads) -> None:
+    def _absorb(self, when: str, group: Group, stage: int, number: int, uploads: Uploads) -> None:
         """What the method's client halves sent goes to its server half."""
         sent = [uploads[client] for client in sorted(uploads)]
         if "server" in self.method.hooks() and sent:
-            group.method, group.broadcast = self.method.server(group.params, group.method, sent)
-            group.broadcast_at = self._plan.overall(stage, number)
+            group.method, news = self.method.absorb(when, group.params, group.method, sent)
+            if news:
+                group.broadcast, group.broadcast_at = group.broadcast | news, self._plan.overall(stage, number)
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
         last = self.config.train.rounds - 1
         collections, replies = [], []
         for group in self.state.groups:
-            collection = self._collection(self._plan.evaluation(group, stage), stage, last)
+            collection = self._collection(self._plan.evaluation(self.state, group, stage), stage, last)
             replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
             collections.append(collection)
         table = scores.table(replies)

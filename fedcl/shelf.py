@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
-from fedcl import batches
-from fedcl.batches import Part
+import torch
+from torch import Tensor
+
+from fedcl import augment, batches, evaluate, rng
+from fedcl.batches import Drawn, Part
 from fedcl.config import Config
 from fedcl.contracts import Batch, Job, Memory, Task
 from fedcl.device import Device
@@ -26,6 +30,7 @@ class Shelf:
     def __init__(self, config: Config, federation: Federation, here: Device, net: Net) -> None:
         self._train, self._seed = config.train, config.seed
         self._federation, self._here, self._net = federation, here, net
+        self._augment = augment.build(config.data.augment)
 
     def parts(self, client: int, job: Job, split: str = "train") -> list[Part]:
         """(task, all of the client's samples) of the tasks of a Job."""
@@ -57,3 +62,26 @@ class Shelf:
         """A hospital's test samples of a task, with global class ids."""
         load = functools.partial(self._federation.batch, hospital, task.index, "test")
         return self._here.batch(("test of", hospital, task.index), load)
+
+    def augmented(self, client: int, job: Job, found: Iterator[Drawn]) -> Iterator[Drawn]:
+        """A round's batches; whatever augmentation draws comes from a stream of its own."""
+        if self._augment is None:
+            yield from found
+            return
+        noise = rng.torch_stream(self._seed, "augment", client=client, round=job.round)
+        with rng.torch_global_from(noise):
+            for drawn in found:
+                yield drawn._replace(batch=Batch(self._augment(drawn.batch.x), drawn.batch.y))
+
+    def curriculum(self, job: Job, parts: list[Part], memory: Memory) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """For a curriculum: each sample's loss now, and which samples were offered in this stage already."""
+        if self._train.order != "curriculum":
+            return [], {}
+        offered, losses = {}, []
+        self._net.net.eval()
+        for task, batch in parts:
+            key = f"{batches.OFFERED}{task.id}"
+            offered[task.id] = memory[key].clone() if key in memory else torch.zeros(len(batch.y), dtype=torch.bool)
+            self._net.allow(task, job.seen)
+            losses.append(evaluate.losses(self._net.net, task, batch))
+        return losses, offered

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl import augment, defaults, finish, holdings, infer, methods, plugins, report, rng, run_dir
+from fedcl import augment, defaults, finish, holdings, infer, merge, methods, plugins, report, rng, run_dir
 from fedcl import federation as federations
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -82,8 +82,7 @@ def check(config: Config) -> None:
     """Raise FedclError for what the config's own types cannot see: plug-ins' names and options."""
     try:
         methods.build(config)
-        for kind, name in (("aggregators", config.federation.aggregator), ("mergers", config.federation.merger)):
-            plugins.load(kind, name)
+        merge.rules(config)
         plugins.check("models", config.model.name)
     except plugins.UnknownPlugin as error:
         raise FedclError(str(error)) from error

@@ -24,15 +24,7 @@ def build(config: Config) -> Combination:
         key = name.replace("++", "pp").replace("-", "_")
         if key in parts:
             raise FedclError(f"method {config.method!r} names {name!r} twice")
-        plugin = plugins.load("methods", name)
-        given = config.methods.get(name, {})
-        known = plugins.options(plugin)
-        if unknown := sorted(set(given) - set(known)):
-            raise FedclError(f"methods.{name}.{unknown[0]}: no such option; {name} has {', '.join(known) or 'none'}")
-        try:
-            parts[key] = plugin(**given)
-        except (TypeError, ValueError) as error:
-            raise FedclError(f"methods.{name}: {error}") from error
+        parts[key] = plugins.make("methods", name, config.methods.get(name, {}))
     if unused := sorted(set(config.methods) - set(plugins.split(config.method))):
         raise FedclError(f"methods.{unused[0]}: options of a method that --method {config.method!r} does not use")
     _together(parts)
@@ -144,23 +136,31 @@ class Combination(Method):
         """Each part's, on its own memory."""
         return self._on_memory("track", memory, lambda part, own: part.track(ctx, step, own))
 
-    def merged(self, moment: Moment, params: Params) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
         """One part after the other."""
-        for _, part, _ in self._with("merged", {}):
-            params = part.merged(moment, params)
+        for _, part, own in self._with("merged", state):
+            params = part.merged(moment, before, params, own)
         return params
 
-    def upload(self, memory: Memory) -> Memory:
-        """All parts', prefixed."""
-        return _join({name: part.upload(own) for name, part, own in self._with("upload", memory)}, {})
+    def end_round(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """Each part's, on its own memory."""
+        return self._on_memory("end_round", memory, lambda part, own: part.end_round(ctx, params, own))
 
-    def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
-        """Each part's, on its own state and uploads."""
+    def sent(self, when: str, memory: Memory) -> Memory:
+        """What all parts upload after a "task" or a "round", prefixed."""
+        parts = [each for each in self._with("upload", memory) if each[1].sends == when]
+        return _join({name: part.upload(own) for name, part, own in parts}, {}) if parts else {}
+
+    def absorb(
+        self, when: str, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]
+    ) -> tuple[Memory, Memory]:
+        """Each part's server half, on its own state and uploads: (the whole state, what these parts broadcast)."""
         states, broadcasts = {}, {}
         for name, part, own in self._with("server", state):
-            views = [(weight, _view(upload, name)) for weight, upload in uploads]
-            states[name], broadcasts[name] = part.server(params, own, views)
-        return _join(states, {}), _join(broadcasts, {})
+            if part.sends == when:
+                views = [(weight, _view(upload, name)) for weight, upload in uploads]
+                states[name], broadcasts[name] = part.server(params, own, views)
+        return _join(states, state), _join(broadcasts, {})
 
     def _with(self, hook: str, memory: Memory) -> list[tuple[str, Method, Memory]]:
         """The parts that have a hook, each with its own memory."""

@@ -41,18 +41,24 @@ def covering(basis: Tensor, gram: Tensor, threshold: float) -> Tensor:
     return torch.linalg.qr(joined)[0].float().contiguous() if joined.shape[1] else basis
 
 
-def gram(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """R Rᵀ in float64 of a layer's inputs as its weights meet them, with the constant 1 where it has a bias."""
+def gram(layer: nn.Module, calls: Sequence[Tensor]) -> Tensor:
+    """R Rᵀ in float64 of a layer's inputs."""
+    r = inputs(layer, calls)
+    return r.T @ r
+
+
+def inputs(layer: nn.Module, calls: Sequence[Tensor], biases: bool = True) -> Tensor:
+    """Rᵀ [n, in] in float64: a layer's inputs as its weights meet them, with the constant 1 where it has a bias."""
     columns = []
-    for a in inputs:
+    for a in calls:
         if isinstance(layer, nn.Conv2d):
             padding = layer.padding if isinstance(layer.padding, tuple) else 0
             a = nn.functional.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride).mT
         columns.append(a.flatten(0, -2).double())
     r = torch.cat(columns)
-    if layer.bias is not None:
+    if layer.bias is not None and biases:
         r = torch.cat([r, r.new_ones(len(r), 1)], 1)
-    return r.T @ r
+    return r
 
 
 def across(moved: Params, memory: Memory) -> Params:
@@ -67,6 +73,8 @@ def across(moved: Params, memory: Memory) -> Params:
             allowed[name] = value
         elif basis is None:
             allowed[name] = torch.zeros_like(value)
+        elif kind == "bias":
+            allowed.setdefault(name, value)  # where it is no weight of the constant 1
         elif kind == "weight":
             flat, bias = value.flatten(1), f"{layer}.bias"
             if wide := len(basis) > flat.shape[1]:

@@ -46,7 +46,7 @@ class HAT(Method):
         """A task's gates are of no use to who does not know the task."""
         return needs_task(config.model, "units")
 
-    def merged(self, moment: Moment, params: Params) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
         """Before a stage: which units earlier tasks use."""
         if moment.round > 0:
             return params

@@ -48,7 +48,7 @@ class PackNet(Method):
             return "prunes between rounds: train.rounds must be at least 2"
         return needs_task(config.model, "weights")
 
-    def merged(self, moment: Moment, params: Params) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
         """Give a new task what is free, or prune."""
         owners = [name for name in params if _place(name)[2] == _OWNER and _place(name)[0] in moment.current]
         if moment.round == 0:

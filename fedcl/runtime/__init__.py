@@ -5,20 +5,6 @@ The switches are set when anything here is imported: Flower reads them when it i
 
 from __future__ import annotations
 
-import os
+from fedcl import offline
 
-
-def _stay_offline() -> None:
-    """Switch off Flower's telemetry and update check, Ray's statistics and Hugging Face's hub.
-
-    Processes that this one starts inherit them.
-    """
-    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-
-
-_stay_offline()
+offline.stay()

@@ -198,3 +198,19 @@ def test_mnist_keeps_its_test_samples_and_shares_them_out_alike(real_data: Any) 
     learned = counts[:, :2].sum(1)
     np.testing.assert_allclose(counts[:, TEST] / counts[:, TEST].sum(0), learned / learned.sum(0), atol=0.002)
     assert made.batch(0, 0, "train").x.max() <= 1
+
+
+def test_noisy_hospitals_have_wrong_labels_to_train_on_only(digits: federation.Federation) -> None:
+    noisy = list(build(partition={"noisy": 2, "noise": 0.5}).rows())
+    wrong: dict[tuple[int, str], list[bool]] = {}
+    for clean, row in zip(digits.rows(), noisy, strict=True):
+        assert clean[:3] == row[:3]  # who has what for which purpose stays
+        wrong.setdefault((row[1], row[2]), []).append(clean[3] != row[3])
+    shares = {key: sum(flags) / len(flags) for key, flags in wrong.items()}
+    assert all(shares[hospital, "test"] == 0 for hospital in range(5))
+    assert sorted(round(shares[hospital, "train"], 1) for hospital in range(5)) == [0, 0, 0, 0.5, 0.5]
+
+
+def test_no_more_noisy_hospitals_than_there_are() -> None:
+    with pytest.raises(FedclError, match="there are 5 hospitals"):
+        build(partition={"noisy": 6})

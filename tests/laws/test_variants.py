@@ -20,6 +20,16 @@ SMALL = {
 }
 VARIANTS = {
     **{name: {"model": {"name": name, "options": SMALL.get(name, {})}} for name in plugins.names("models")},
+    **{f"{name} of trunks": {"federation": {"aggregator": name}} for name in plugins.names("aggregators")},
+    **{
+        f"{name} of modules": {"federation": {"merger": name}, "stream": {"schedule": "shuffled"}}
+        for name in plugins.names("mergers")
+    },
+    "own modules, replayed, late hospitals": {
+        "federation": {"merger": "personal"},
+        "method": "replay",
+        "stream": {"schedule": "staggered"},
+    },
     "dropout": {"model": {"options": {"hidden": [16, 16], "dropout": 0.3}}},
     "augmentation": {"data": {"augment": ["RandomCrop(8, padding=1)", "RandomHorizontalFlip()"]}},
     "weight normalisation": {"model": {"options": {"hidden": [16]}, "weight_norm": True}},

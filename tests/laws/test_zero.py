@@ -9,13 +9,13 @@ from small import model
 from fedcl import plugins
 
 ZERO = {
-    **{name: {"strength": 0.0} for name in ("ewc", "l2", "si", "mas", "lwf", "retain")},
+    **{name: {"strength": 0.0} for name in ("ewc", "l2", "si", "mas", "lwf", "retain", "fedprox", "scaffold")},
     "replay": {"weight": 0.0},
     "der": {"alpha": 0.0},
     "derpp": {"alpha": 0.0, "beta": 0.0},
 }
 # These have no strength: a basis or a memory that is empty, a mask that is open, and bounds.
-WITHOUT = {"agem", "cumulative", "finetune", "freeze", "gpm", "hat", "ogd", "packnet"}
+WITHOUT = {"agem", "cumulative", "finetune", "fot", "freeze", "gpm", "hat", "ogd", "packnet"}
 
 
 def test_every_method_is_in_one_of_the_lists():

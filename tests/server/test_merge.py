@@ -44,7 +44,7 @@ def test_a_rule_that_is_not_linear_gets_all_deltas():
     class Median(Aggregator):
         linear: ClassVar[bool] = False
 
-        def reduce(self, deltas, weights):
+        def reduce(self, deltas, weights, measured):
             return {name: torch.stack([d[name] for d in deltas]).median(0).values for name in deltas[0]}
 
     merge = Merge(Median(), WEIGHTED)

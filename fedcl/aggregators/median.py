@@ -1,0 +1,20 @@
+"""Coordinate-wise median of the clients' deltas (Yin et al. 2018, arXiv 1803.01498); Flower's FedMedian."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.serverapp.strategy import FedMedian
+
+from fedcl.aggregators import _flower
+from fedcl.contracts import Aggregator, Params
+
+
+@dataclass(frozen=True)
+class Median(Aggregator):
+    """θ ← θ + median_c Δ_c, unweighted: holds while fewer than half of the clients are faulty."""
+
+    linear = False
+
+    def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
+        """The median of each value."""
+        return _flower.combine(FedMedian(), deltas, weights)

@@ -1,0 +1,30 @@
+"""Mean of each value without the extremes (Yin et al. 2018, arXiv 1803.01498); Flower's FedTrimmedAvg."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flwr.serverapp.strategy import FedTrimmedAvg
+
+from fedcl.aggregators import _flower
+from fedcl.contracts import Aggregator, Params
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Aggregator):
+    """θ ← θ + the unweighted mean of what is left of Δ_c at each coordinate.
+
+    Attributes:
+        cut: share of the clients left out at each end, in [0, 0.5), rounded down to clients; 0.2 is one of five.
+    """
+
+    cut: float = 0.2
+    linear = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 <= self.cut < 0.5:
+            raise ValueError(f"cut = {self.cut} must be at least 0 and below 0.5")
+
+    def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
+        """The trimmed mean of each value."""
+        return _flower.combine(FedTrimmedAvg(beta=self.cut), deltas, weights)

@@ -1,0 +1,52 @@
+"""Each hospital's values count by how much its predictions depend on them (Matena & Raffel 2022, arXiv 2111.09832).
+
+Sends a Fisher diagonal with each update of a module: as many values again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedcl import fisher
+from fedcl.contracts import Aggregator, Batch, Context, Params
+
+
+@dataclass(frozen=True)
+class Fisher(Aggregator):
+    """θ_t ← Σ_c n_c F_c θ_c / Σ_c n_c F_c elementwise (eq. 4), the mode of the hospitals' Gaussian posteriors.
+
+    Attributes:
+        damping: added to each F_c as a share of its mean, > 0: where nobody's predictions depend on a value, the
+            merge is the mean weighted by samples; typically 1e-6 to 1e-1.
+        samples: at most this many of a task's training samples measure F; 0 takes all.
+    """
+
+    damping: float = 1e-3
+    samples: int = 200
+    linear = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.damping <= 0 or self.samples < 0:
+            raise ValueError(f"damping = {self.damping} must be > 0, and samples = {self.samples} ≥ 0")
+
+    def measure(self, ctx: Context, params: Params, data: Batch) -> Params:
+        """The exact Fisher diagonal of the module, at the hospital's own values."""
+        x, y = data.x, data.y
+        if 0 < self.samples < len(x):
+            chosen = torch.randperm(len(x), generator=ctx.generator)[: self.samples].to(x.device)
+            x, y = x[chosen], y[chosen]
+        return fisher.diagonal(
+            ctx.net, lambda rows: ctx.forward({}, rows), list(params), x, y, kind="exact", generator=ctx.generator
+        )
+
+    def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
+        """The precision-weighted mean of deltas, which is that of values, as all start from the same."""
+        merged = {}
+        for name in deltas[0]:
+            precisions = [m[name].clamp_min(0) for m in measured]
+            floor = self.damping * torch.stack(precisions).mean().clamp_min(1e-12)
+            shares = torch.stack([w * (p + floor) for w, p in zip(weights, precisions, strict=True)])
+            merged[name] = (shares * torch.stack([delta[name] for delta in deltas])).sum(0) / shares.sum(0)
+        return merged

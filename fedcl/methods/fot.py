@@ -1,0 +1,87 @@
+"""Federated orthogonal training: the server lets the merged model move only across the inputs of old tasks.
+
+Bakman et al. 2024 (ICLR). At a task's end each hospital sends, for each layer, A R with A [in, n] the layer's
+inputs on its samples and R [n, r] uniform in [−1, 1]: the sum over hospitals spans what all inputs span, and secure
+aggregation could hide its parts. The left singular vectors of the sum, less what the basis M has already, are added
+until they cover ε of its energy (as eq. 9 of GPM, Saha et al. 2021). In later stages the server projects each
+round's merged update, ΔW ← ΔW (I − M Mᵀ); hospitals train as they like. A bias is a weight of the constant input 1.
+Works with the task known or not; keeps nothing at a hospital; sends r columns a layer, once a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedcl import infer
+from fedcl._sample_grads import recorded
+from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params, role
+from fedcl.methods import _subspace
+
+
+@dataclass(frozen=True)
+class FOT(Method):
+    """Federated orthogonal training.
+
+    Attributes:
+        threshold: ε in (0, 1]; the authors' are 0.96 for iid hospitals and 0.94 for two shards each.
+        columns: r, ≥ 1, or 0 for as many as a layer has inputs. What is sent, and the most directions of a task.
+        samples: of a task, that a hospital measures on; 0 takes all.
+        biases: protect biases too; the authors' code lets them move.
+    """
+
+    threshold: float = 0.96
+    columns: int = 0
+    samples: int = 0
+    biases: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1 or self.columns < 0 or self.samples < 0:
+            raise ValueError(f"threshold = {self.threshold} must be in (0, 1], columns and samples ≥ 0")
+
+    def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
+        """A R of each layer, at the merged model."""
+        if len(data.x) < infer.SMALLEST:  # columns of so few samples would tell them
+            return {}
+        chosen = torch.randperm(len(data.x), generator=ctx.generator)[: self.samples or None].to(data.x.device)
+        layers = {
+            name: layer
+            for name, layer in ctx.net.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and role(f"{name}.") in ("", "shared")
+        }
+        with torch.no_grad(), recorded(layers) as calls:
+            ctx.forward({}, data.x[chosen])
+        sketches = {}
+        for name, layer in layers.items():
+            if calls[name]:
+                rows = _subspace.inputs(layer, [call.a for call in calls[name]], self.biases)
+                width = self.columns or rows.shape[1]
+                mixed = torch.rand(len(rows), width, generator=ctx.generator, dtype=torch.float64) * 2 - 1
+                sketches[f"sketch/{name}"] = (rows.T @ mixed.to(rows)).float()
+        return sketches
+
+    def upload(self, memory: Memory) -> Memory:
+        """The sketches of the task just ended."""
+        return memory
+
+    def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
+        """Extend each layer's basis by what the sum of all sketches adds."""
+        sent = [upload for weight, upload in uploads if upload and weight > 0]
+        state = dict(state)
+        for key in sent[0] if sent else ():
+            total = torch.stack([upload[key] for upload in sent]).sum(0).double()
+            name = key.replace("sketch/", "basis/", 1)
+            old = state.get(name, torch.zeros(len(total), 0))
+            state[name] = _subspace.covering(old, total @ total.T, self.threshold)
+        return state, {}
+
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+        """ΔW (I − M Mᵀ)."""
+        shared = [name for name in params if role(name) in ("", "shared")]
+        if moment.round == 0 or not state:
+            return params
+        moved = {name: params[name] - before[name] for name in shared}
+        return params | {name: before[name] + value for name, value in _subspace.across(moved, state).items()}

@@ -1,0 +1,133 @@
+"""Methods with a server half: FedProx and SCAFFOLD against drift, and federated orthogonal training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contexts import Linear, context
+from small import model
+
+from fedcl.config import Config
+from fedcl.contracts import Batch, FedclError, Moment
+from fedcl.methods import build
+from fedcl.methods.fedprox import FedProx
+from fedcl.methods.fot import FOT
+from fedcl.methods.scaffold import Scaffold
+from fedcl.simulation import simulate
+
+W = "trunk.w"
+
+
+def _w(*values):
+    return {W: torch.tensor(values)}
+
+
+def test_fedprox_pulls_to_where_the_round_began():
+    ctx = context(Linear(), start=_w(1.0, 1.0))
+    grads, _ = FedProx(strength=0.5).edit_grads(ctx, _w(3.0, 0.0), _w(1.0, 1.0), {})
+    assert grads[W].tolist() == [1.0 + 0.5 * 2.0, 1.0 - 0.5 * 1.0]
+
+
+def test_scaffold_by_hand():
+    """K = 2 steps at η = 0.1 from 1.0 to 0.6: a mean gradient of 2; c = 0.5, c_i = 0.75, N = 4."""
+    method = Scaffold(momentum=0.0)
+    ctx = context(Linear(), start=_w(1.0), clients=4, lr=0.1, step=2)
+    memory = {f"own/{W}": torch.tensor([0.75]), f"all/{W}": torch.tensor([0.5])}
+    grads, _ = method.edit_grads(ctx, _w(1.0), _w(3.0), memory)
+    assert grads[W].item() == pytest.approx(3.0 + 0.5 - 0.75)
+    memory = method.end_round(ctx, _w(0.6), memory)
+    assert memory[f"own/{W}"].item() == pytest.approx(0.75 - 0.5 + 2.0)
+    state, said = method.server({}, {f"all/{W}": torch.tensor([0.5])}, [(1.0, method.upload(memory))])
+    assert state[f"all/{W}"].item() == pytest.approx(0.5 + (2.25 - 0.75) / 4)
+    assert method.receive(said, memory)[f"all/{W}"].item() == state[f"all/{W}"].item()
+
+
+def test_scaffold_begins_anew_with_a_task():
+    method, ctx = Scaffold(momentum=0.0), context(Linear(), start=_w(1.0), clients=2, lr=0.1, step=1)
+    memory = method.begin_task(ctx, _w(1.0), {f"own/{W}": torch.tensor([9.0]), f"all/{W}": torch.tensor([0.5])})
+    assert method.edit_grads(ctx, _w(1.0), _w(3.0), memory)[0][W].item() == 3.0
+    memory = method.end_round(ctx, _w(0.8), memory)
+    assert memory[f"own/{W}"].item() == pytest.approx(2.0)  # its own mean gradient
+    assert memory[f"news/{W}"].item() == pytest.approx((2.0 - 0.5) / 2)
+
+
+def test_scaffolds_control_variates_are_mean_gradients_with_momentum_too(run):
+    """Summed over hospitals the corrections vanish: c is the mean of all c_i."""
+    from safetensors.torch import load_file
+
+    result = run("run", method="scaffold", train={"rounds": 4}, stream={"classes": [[0, 1]], "tasks": 1})
+    memories = []
+    for folder in sorted((result.path / "clients").iterdir()):
+        memories.append(load_file(max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)))
+    name = "trunk.layers.0.weight"
+    own = torch.stack([memory[f"scaffold/own/{name}"] for memory in memories])
+    torch.testing.assert_close(own.mean(0), memories[0][f"scaffold/all/{name}"], rtol=1e-4, atol=1e-7)
+
+
+def test_scaffold_needs_sgd_and_its_momentum():
+    with pytest.raises(FedclError, match="optimizer"):
+        build(Config.model_validate({"method": "scaffold", "train": {"optimizer": "adam"}}))
+    with pytest.raises(FedclError, match=r"momentum = 0\.5"):
+        build(Config.model_validate({"method": "scaffold", "train": {"momentum": 0.5}}))
+
+
+class Layers(torch.nn.Module):
+    """x [B, 4] → two linear layers of the trunk, with the names of a DynamicNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3, bias=False))
+
+    def forward(self, x, task=""):
+        return self.trunk(x)
+
+
+def test_the_basis_is_that_of_all_hospitals_inputs():
+    """With ε = 1 the merged model's layers answer to old inputs as before, whatever the clients made of them."""
+    torch.manual_seed(0)
+    net, method = Layers(), FOT(threshold=1.0, columns=5)
+    rank_two = [torch.randn(20, 2) @ torch.randn(2, 4) for _ in range(2)]
+    sent = []
+    for seed, x in enumerate(rank_two):
+        ctx = context(net, seed=seed, forward=lambda named, rows: net(rows))
+        kept = method.end_task(ctx, dict(net.named_parameters()), Batch(x, torch.zeros(20).long()), {})
+        sent.append((20.0, method.upload(kept)))
+    state, said = method.server({}, {}, sent)
+    assert said == {}
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    after = {name: value + torch.randn_like(value) for name, value in before.items()}
+    moment = Moment(1, 1, 5, ("t1",), ("t0",))
+    kept = method.merged(moment, before, after, state)
+    assert any(not torch.equal(kept[name], before[name]) for name in before)
+    x = torch.cat(rank_two)
+    first, second = (torch.nn.functional.linear(x, p["trunk.0.weight"], p["trunk.0.bias"]) for p in (before, kept))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    assert method.merged(moment, before, after, {}) is after  # nothing to protect in the first stage
+
+
+def test_too_few_samples_send_no_sketch():
+    net = Layers()
+    ctx = context(net, forward=lambda named, rows: net(rows))
+    assert FOT().end_task(ctx, {}, Batch(torch.randn(4, 4), torch.zeros(4).long()), {}) == {}
+
+
+def test_orthogonal_training_forgets_less(tmp_path):
+    """Permutations in one head, as published, small."""
+    found = {}
+    for method in ("finetune", "fot"):
+        config = {
+            "method": method,
+            "stream": {"kind": "domain", "tasks": 3},
+            "model": {"heads": "domain", "options": {"hidden": [100, 100]}},
+            "train": {"rounds": 10, "epochs": 2},
+            "run": {"output": str(tmp_path / method)},
+        }
+        found[method] = simulate(Config.model_validate(config)).metrics
+    assert found["fot"]["forgetting"] < 0.6 * found["finetune"]["forgetting"]
+    assert found["fot"]["average_accuracy"] > found["finetune"]["average_accuracy"]
+
+
+def test_rounds_and_tasks_may_both_be_uploaded(run):
+    result = run("both", method="scaffold+ewc", methods={"ewc": {"share": "sum"}}, federation={"fraction": 0.7})
+    assert not [record for record in result.records if record.phase == "fault"]
+    assert set(model(result))
