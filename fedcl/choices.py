@@ -40,6 +40,8 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
     named += [("aggregators", "federation.aggregator", _text(tree, "federation.aggregator"))]
     if (merger := _text(tree, "federation.merger")) not in ("auto", *plugins.names("aggregators")):
         named += [("mergers", "federation.merger", merger)]
+    if (growth := _text(tree, "model.growth")) != "none":
+        named += [("growth", "model.growth", name) for name in plugins.split(growth)]
     for kind, key, name in named:
         try:
             plugins.check(kind, name)
@@ -50,7 +52,9 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
 def _methods(tree: Tree) -> Iterator[ConfigError]:
     """Each method's options, and then whether the methods go together."""
     used, given = plugins.split(_text(tree, "method")), _table(tree, "methods")
-    usual = not given and _text(tree, "method") == Config().method
+    growing = list(_tables(tree, "growth"))
+    yield from growing
+    usual = not given and _text(tree, "method") == Config().method and _text(tree, "model.growth") == "none"
     sound = not usual and all(_load("methods", name) for name in used)
     for name, options in given.items():
         plugin = _load("methods", name)
@@ -62,22 +66,24 @@ def _methods(tree: Tree) -> Iterator[ConfigError]:
             wrong = list(_options(f"methods.{name}", name, [plugin], options, skip=0))
         yield from wrong
         sound = sound and not wrong
-    if sound:
+    if sound and not growing:
         yield from _together(tree)
+
+
+def _tables(tree: Tree, kind: str) -> Iterator[ConfigError]:
+    """The options of each plug-in of a kind that has a table."""
+    for name, options in _table(tree, kind).items():
+        if plugin := _load(kind, name):
+            yield from _options(f"{kind}.{name}", name, [plugin], options, skip=0)
 
 
 def _rules(tree: Tree) -> Iterator[ConfigError]:
     """The options of the rules that merge, and then whether they can work."""
-    sound = True
-    for kind in ("aggregators", "mergers"):
-        for name, options in _table(tree, kind).items():
-            plugin = _load(kind, name)
-            wrong = list(_options(f"{kind}.{name}", name, [plugin], options, skip=0)) if plugin else []
-            yield from wrong
-            sound = sound and not wrong
+    wrong = [error for kind in ("aggregators", "mergers") for error in _tables(tree, kind)]
+    yield from wrong
     rules = [_text(tree, f"federation.{rule}") for rule in ("aggregator", "merger")]
     usual = [Config().federation.aggregator, Config().federation.merger]
-    if sound and (rules != usual or _table(tree, "aggregators") or _table(tree, "mergers")):
+    if not wrong and (rules != usual or _table(tree, "aggregators") or _table(tree, "mergers")):
         from fedcl import merge
         from fedcl.contracts import FedclError
 

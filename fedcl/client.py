@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from fedcl import batches, evaluate, infer, own, rng
+from fedcl import batches, evaluate, infer, own, rng, structure
 from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Params, Step, Task, Update, role
@@ -51,6 +51,7 @@ class Client:
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
         self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
         self._hooks = method.hooks()
+        self._grows = config.model.growth != "none"
 
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client."""
@@ -59,8 +60,11 @@ class Client:
             {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))
         )
         if self._merger.stays:
-            job = own.bring(job, memory, self._net.fresh)
+            self._net.load(job.arrays)
+            job = own.bring(job, memory, self._net.fresh, self.net.growable(()))
         self._net.load(job.arrays)
+        if self._grows:
+            memory = structure.fit(memory, job.arrays)
         if evaluates:
             return self._evaluate(client, job)
         if job.broadcast:
@@ -232,14 +236,18 @@ class Client:
         return Update(client, arrays, 0.0, {}, version=job.version)
 
     def _validate(self, client: int, job: Job) -> dict[str, float]:
-        """Accuracy of the incoming model on the validation samples of the client's tasks."""
+        """How the incoming model does on the validation samples of the client's tasks."""
         parts = self._shelf.parts(client, job, "val")
         total = sum(len(batch.y) for _, batch in parts)
-        right = 0.0
+        right = loss = 0.0
         for task, batch in parts:
             self._net.allow(task, job.seen)
             right += evaluate.accuracy(self.net, task, batch) * len(batch.y)
-        return {"validate/accuracy": right / total, "validate/n": float(total)} if total else {}
+            loss += float(evaluate.losses(self.net, task, batch).sum()) if self.method.watches else 0.0
+        if not total:
+            return {}
+        told = {"validate/loss": loss / total} if self.method.watches else {}
+        return {"validate/accuracy": right / total, "validate/n": float(total)} | told
 
     def _local(self, client: int, job: Job) -> dict[str, float]:
         """Accuracy of the client's own model, before the merge, on its test samples of the task."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Masks = Literal["none", "units", "weights"]
+Masks = Literal["none", "units", "weights", "slices"]
 Value = bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -114,8 +114,11 @@ class Model(Section):
     """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all."""
     infer: str = "auto"
     """How the task is inferred where it is not known, of `fedcl.infer.RULES`; `auto` is the best for the heads."""
-    masks: Literal["auto", "none", "units", "weights"] = "auto"
-    """Each task sees the trunk through a mask over its units or its weights; `auto` is what the method needs."""
+    masks: Literal["auto", "none", "units", "weights", "slices"] = "auto"
+    """Each task sees the trunk through a mask over its units or its weights, or as the slice of it that there was;
+    `auto` is what the method or the growth rule needs."""
+    growth: str = "none"
+    """When and by how much the net grows, of `fedcl list growth`, joined with `+`; `none` keeps its size."""
     weights: str = ""
     """A trunk's starting weights: safetensors, or a torchvision state dict (.pt, .pth)."""
 
@@ -241,6 +244,8 @@ class Config(Section):
     """The aggregator's own options: aggregators.krum.malicious = 2."""
     mergers: dict[str, dict[str, Value]] = {}
     """The merger's own options: mergers.ties.keep = 0.3."""
+    growth: dict[str, dict[str, Value]] = {}
+    """The growth rules' own options: growth.threshold.units = 16."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
 from fedcl.protocols import Each, Old
+from fedcl.structure import Layer
 
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
@@ -109,7 +110,7 @@ Ask = Callable[[Sequence[tuple[int, Job]], float], Iterator[Answer]]  # (jobs by
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an observer may show: "start", "round", "stage", "fault"."""
+    """Something that an observer may show: "start", "round", "growth", "stage", "fault"."""
 
     kind: str
     stage: int
@@ -159,6 +160,9 @@ class Moment:
     rounds: int  # of a stage
     current: tuple[str, ...]  # the stage's tasks
     past: tuple[str, ...]  # those of earlier stages, also where they are current again
+    losses: Mapping[str, float] = field(default_factory=dict)  # by task, of the model before the round, for `watches`
+    layers: tuple[Layer, ...] = ()  # what can grow: of the trunk, and of the current tasks' modules
+    generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness
 
 
 class Method:
@@ -172,6 +176,8 @@ class Method:
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
     needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
     masks: ClassVar[Masks] = "none"  # each task sees the trunk through a mask over its units, or over its weights
+    watches: ClassVar[bool] = False  # hospitals measure the incoming model's loss on validation samples in each round
+    resizes: ClassVar[bool] = True  # works with a net that grows: what it remembers by parameter is fitted
     every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
     edits_last: ClassVar[bool] = False  # what `edit_update` guarantees would be lost by an edit that follows
     alone: ClassVar[bool] = False  # cannot be combined
@@ -237,12 +243,13 @@ class Method:
         """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
         return state, {}
 
-    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
-        """Server half: before a stage and after each of its rounds, all parameters and masks of the merged model.
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
+        """Server half: before a stage and after each of its rounds, (the merged model's tensors, state) → the same.
 
-        `before` are those that the round began with; `state` is what `server` keeps.
+        `before` are those that the round began with; `state` is what `server` keeps. Tensors may change their shape:
+        the net, and what everybody keeps by parameter, follow.
         """
-        return params
+        return params, state
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Client half of the answer, before the client trains next."""

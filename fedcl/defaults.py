@@ -19,13 +19,16 @@ def fill(config: Config) -> Config:
         name: _options(plugins.load("methods", name), config.methods.get(name, {}))
         for name in plugins.split(config.method)
     }
-    changes: dict[str, Any] = {"methods": methods | {k: v for k, v in config.methods.items() if k not in methods}}
+    rules = [] if config.model.growth == "none" else plugins.split(config.model.growth)
+    growth = {name: _options(plugins.load("growth", name), config.growth.get(name, {})) for name in rules}
+    changes: dict[str, Any] = {"growth": dict(config.growth) | growth}
+    changes |= {"methods": methods | {k: v for k, v in config.methods.items() if k not in methods}}
     model = _options(plugins.load("models", config.model.name), config.model.options, skip=1)
     masks: str = config.model.masks
     if masks == "auto":  # at most one method needs any
-        wanted = {getattr(plugins.load("methods", name), "masks", "none") for name in plugins.split(config.method)} - {
-            "none"
-        }
+        parts = [plugins.load("methods", name) for name in plugins.split(config.method)]
+        parts += [plugins.load("growth", name) for name in rules] if config.model.heads == "task" else []
+        wanted = {getattr(part, "masks", "none") for part in parts} - {"none"}
         masks = wanted.pop() if wanted else "none"
     changes |= _rules(config)
     changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})

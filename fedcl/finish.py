@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedcl import infer, methods, rng
+from fedcl import infer, methods, rng, structure
 from fedcl.config import Config
 from fedcl.contracts import FedclError, Params
 from fedcl.federation import Federation
@@ -102,6 +102,7 @@ def restore(config: Config, federation: Federation, params: Params) -> DynamicNe
         for task in federation.tasks:
             if any(name.startswith((f"tasks.{task.id}.", f"gates.{task.id}.")) for name in params):
                 net.add_task(task.id, len(task.classes), config.model.expansion_units)
+    structure.resize(net, params)
     net.load_state_dict(params)
     return net.eval()
 

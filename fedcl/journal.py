@@ -63,6 +63,7 @@ def named(phase: str, figures: Mapping[str, float]) -> list[Record]:
     return [{"phase": phase, "name": name, "value": value} for name, value in figures.items()]
 
 
-def mean(values: Sequence[float]) -> float:
-    """NaN where there are none."""
+def mean(records: Sequence[Record], phase: str, name: str) -> float:
+    """The mean over records of a figure; NaN where there are none."""
+    values = [record["value"] for record in records if (record["phase"], record["name"]) == (phase, name)]
     return sum(values) / len(values) if values else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedcl import plugins
+from fedcl import plugins, structure
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, FedclError, Memory, Params, Update, role
 
@@ -83,7 +83,8 @@ class Merge:
                 deltas, measured = zip(*self._kept[part], strict=True)
                 delta = rule.reduce(deltas, weights, measured)
             current = {name: params[name] for name in delta}
-            moved, states[part] = rule.step(current, delta, states.get(part, {}))
+            state = structure.fit(states.get(part, {}), current)
+            moved, states[part] = rule.step(current, delta, state)
             params |= moved
             if part:
                 modules[part] = moved

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedcl import rng
+from fedcl import rng, structure
 from fedcl.config import Config
 from fedcl.contracts import Job, Params, Task, role
 from fedcl.federation import Federation
@@ -22,6 +22,14 @@ from fedcl.models import dynamic_net
 from fedcl.models.dynamic_net import SHARED, DynamicNet, SharedHead
 
 Answers = dict[str, Any]
+
+
+def fresh(config: Config, net: DynamicNet, task: Task) -> Params:
+    """The module of a task as everybody starts it behind this trunk: its parameters and masks, by name."""
+    twin = DynamicNet(net.trunk, net.weight_norm, masks=net.masks)
+    with rng.torch_global(config.seed, "init", task=task.index):
+        twin.add_task(task.id, len(task.classes), config.model.expansion_units)
+    return {name: value.detach() for name, value in twin.state_dict().items() if not name.startswith("trunk.")}
 
 
 class Net:
@@ -45,23 +53,20 @@ class Net:
 
     @torch.no_grad()
     def load(self, arrays: Params) -> None:
-        """Make the net hold what a Job brings, adding the modules that it does not have yet."""
+        """Make the net hold what a Job brings, in its shapes, adding the modules that it does not have yet."""
         fresh = False
         for task in {role(name) for name in arrays} & self.tasks.keys():
             if not self.net.has(task):
                 self.net.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
                 fresh = True
-        if fresh or not self._tensors:
+        if structure.resize(self.net, arrays) or fresh or not self._tensors:
             self._tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         for name, value in arrays.items():
             self._tensors[name].copy_(value)
 
     def fresh(self, task: str) -> Params:
         """The module of a task as everybody starts it: its parameters and masks, by name."""
-        twin = DynamicNet(self.net.trunk, self.net.weight_norm, masks=self.net.masks)
-        with rng.torch_global(self._config.seed, "init", task=self.tasks[task].index):
-            twin.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
-        return {name: value.detach() for name, value in twin.state_dict().items() if not name.startswith("trunk.")}
+        return fresh(self._config, self.net, self.tasks[task])
 
     def parameters(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Those of the names that are parameters, in the net's order."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from fedcl import structure
 from fedcl.contracts import Job, Memory, Params, Update, role
 from fedcl.models.dynamic_net import SHARED
+from fedcl.structure import Layer
 
 _OWN = "own/"  # before a parameter's name, in the client's memory
 
 
-def bring(job: Job, memory: Memory, fresh: Callable[[str], Params]) -> Job:
+def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequence[Layer] = ()) -> Job:
     """The Job as if its modules had been sent: those of the client's memory, or a new task's starting weights.
 
     Args:
         job: with what all share. An evaluation is cut down to the tasks that the client has a module for.
         memory: the client's.
         fresh: task → its module as everybody starts it.
+        layers: of the trunk, what can grow: modules to be trained see all that there is now.
     """
     mine = {key.removeprefix(_OWN): value for key, value in memory.items() if key.startswith(_OWN)}
     there = {role(name) for name in mine}
@@ -26,6 +29,8 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params]) -> Job:
     else:
         for task in job.tasks:
             mine |= {} if task in there else fresh(task)
+            if job.phase == "train":
+                mine |= structure.follow(job.arrays | mine, layers, task)
     wanted = {*job.tasks, *job.past}
     return replace(job, arrays=job.arrays | {name: value for name, value in mine.items() if role(name) in wanted})
 

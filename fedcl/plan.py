@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fedcl import infer, rng, scores
@@ -52,12 +52,13 @@ class Plan:
         """Global ids of the classes that some clients have met up to a stage, sorted."""
         return sorted({c for past in range(stage + 1) for task in self.tasks(past, clients) for c in task.classes})
 
-    def moment(self, group: Group, stage: int, rounds: int) -> Moment:
+    def moment(self, group: Group, stage: int, rounds: int, losses: Mapping[str, float]) -> Moment:
         """Where the server half of a method stands, after so many rounds of a stage."""
         current = self.tasks(stage, group.clients)
         past = self.past(stage, group.clients, ())
         ids = tuple(task.id for task in current), tuple(task.id for task in past)
-        return Moment(stage, rounds, self.config.train.rounds, *ids)
+        source = rng.torch_stream(self.config.seed, "merged", group.clients[0], round=self.overall(stage, rounds))
+        return Moment(stage, rounds, self.config.train.rounds, *ids, losses=losses, generator=source)
 
     def between(self, number: int) -> bool:
         """Whether clients consolidate after this round although the stage goes on (`train.stream = "hybrid"`)."""
@@ -69,7 +70,7 @@ class Plan:
         """A round's training: a share of the clients that have a task now."""
         train, run = self.config.train, self.config.run
         flags = ["local"] if number == train.rounds - 1 else []
-        if run.validate_every and (number + 1) % run.validate_every == 0:
+        if self.method.watches or (run.validate_every and (number + 1) % run.validate_every == 0):
             flags.append("validate")
         if self.on_local(number):
             flags.append("consolidate")

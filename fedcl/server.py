@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedcl import infer, rng, scores
+from fedcl import growing, infer, rng, scores
 from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
@@ -42,8 +42,7 @@ class Server:
         ask: the clients.
         run: where results and checkpoints go.
         notify: told of every round, stage and fault.
-        store: the memories of clients in this process, written just before a checkpoint names them; None where
-            clients keep their own.
+        store: clients' memories in this process, written before a checkpoint names them; None where they keep theirs.
         stop: asked after every round; true ends the run there, saved.
     """
 
@@ -118,17 +117,19 @@ class Server:
                 group.rules = {}
             tasks = self._plan.tasks(stage, group.clients)
             group.seen = self._plan.seen(stage, group.clients)
-            for name, value in self._plan.needed(fresh, [task.index for task in tasks]).items():
+            new = fresh | growing.modules(self.config, self._net, group.params, tasks)
+            for name, value in self._plan.needed(new, [task.index for task in tasks]).items():
                 if name not in group.params:
                     group.params[name] = value.detach().clone()
             if not resumed:
-                self._edit(group, stage, 0)
+                self._edit(group, stage, 0, group.params)
 
-    def _edit(self, group: Group, stage: int, rounds: int, before: Params | None = None) -> None:
+    def _edit(self, group: Group, stage: int, rounds: int, before: Params, told: Sequence[growing.Told] = ()) -> None:
         """What the method's server half makes of the merged model."""
         if "merged" in self.method.hooks():
-            moment = self._plan.moment(group, stage, rounds)
-            group.params = self.method.merged(moment, before or group.params, group.params, group.method)
+            moment = self._plan.moment(group, stage, rounds, growing.losses(told))
+            if changed := growing.merged(self.method, moment, self._net, group, before):
+                self._notify(Event("growth", stage, max(rounds - 1, 0), {"parameters": changed}))
 
     def _round(self, stage: int, number: int) -> Uploads:
         """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
@@ -142,17 +143,19 @@ class Server:
             collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
             collections.append(collection)
             sent: Uploads = {}
+            metrics: list[growing.Told] = []
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
                 records += self._journal.training(stage, update)
                 sent[update.client] = (update.weight, update.extras)
+                metrics.append((self._plan.tasks(stage, [update.client]), update.metrics))
                 if update.weight > 0:
                     merge.add(update)
                     if self._plan.on_local(number):
                         uploads[update.client] = (update.weight, update.extras)
             before = group.params
             group.params, group.rules = merge.apply(before, group.rules)
-            self._edit(group, stage, number + 1, before)
+            self._edit(group, stage, number + 1, before, metrics)
             self._absorb("round", group, stage, number, sent)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
@@ -161,9 +164,8 @@ class Server:
             "seconds": time.perf_counter() - begin,
         }
         self._journal.log(stage, number, records + named("train", facts))
-        losses = [r["value"] for r in records if r["name"] == "loss"]
-        accuracies = [r["value"] for r in records if (r["phase"], r["name"]) == ("validate", "accuracy")]
-        self._notify(Event("round", stage, number, facts | {"loss": mean(losses), "accuracy": mean(accuracies)}))
+        told = {"loss": mean(records, "train", "loss"), "accuracy": mean(records, "validate", "accuracy")}
+        self._notify(Event("round", stage, number, facts | told))
         return uploads
 
     def _close(self, stage: int, local: Uploads) -> None:
@@ -245,7 +247,7 @@ class Server:
             replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
             collections.append(collection)
         table = scores.table(replies)
-        sizes = self._net.sizes()
+        sizes = growing.sizes(self._net, [group.params for group in self.state.groups])
         records = [{"phase": "end" if stage >= 0 else "start", **row} for row in table]
         records += [record for collection in collections for record in collection.records]
         records += named("evaluate", totals(collections)) + named("model", {"parameters": sum(sizes.values())})

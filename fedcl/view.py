@@ -68,7 +68,7 @@ class View:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         known = {"start": self._start, "round": self._round, "stage": self._close, "fault": self._fault}
-        known |= {"stop": self._stop, "notice": self._notice}
+        known |= {"stop": self._stop, "notice": self._notice, "growth": self._grow}
         if event.kind in known:
             known[event.kind](event)
 
@@ -112,6 +112,10 @@ class View:
         self._accuracy = math.nan
         self._bytes = dict.fromkeys(self._bytes, 0.0)
         self._say(f"{self._where()}: {text}{self._left()}")
+
+    def _grow(self, event: Event) -> None:
+        sizes = ", ".join(f"{part} {old:,} → {new:,}" for part, (old, new) in event.facts["parameters"].items())
+        self._say(f"stage {event.stage + 1}, round {event.round + 1}: parameters of {sizes}")
 
     def _notice(self, event: Event) -> None:
         self._say(event.facts["text"])

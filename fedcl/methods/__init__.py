@@ -27,6 +27,15 @@ def build(config: Config) -> Combination:
         parts[key] = plugins.make("methods", name, config.methods.get(name, {}))
     if unused := sorted(set(config.methods) - set(plugins.split(config.method))):
         raise FedclError(f"methods.{unused[0]}: options of a method that --method {config.method!r} does not use")
+    rules = [] if config.model.growth == "none" else plugins.split(config.model.growth)
+    if unused := sorted(set(config.growth) - set(rules)):
+        raise FedclError(
+            f"growth.{unused[0]}: options of a rule that model.growth = {config.model.growth!r} does not use"
+        )
+    if rules and (fixed := [name for name, part in parts.items() if not part.resizes]):
+        raise FedclError(f"method {fixed[0]} keeps directions of a net of one size; take model.growth = 'none'")
+    for name in rules:  # last: what the methods say of the merged model is what grows
+        parts[name.replace("-", "_")] = plugins.make("growth", name, config.growth.get(name, {}))
     _together(parts)
     for name, part in parts.items():
         if why := part.unfit(config):
@@ -68,6 +77,7 @@ class Combination(Method):
         self.uses_before = any(part.needs_before for part in parts.values())
         self.uses_past = any(part.needs_past and self._hooks[name] for name, part in parts.items())
         self.starts_over = any(part.every_task for part in parts.values())
+        self.watches = any(part.watches for part in parts.values())  # type: ignore[misc]
 
     def hooks(self) -> frozenset[str]:
         """The hooks of all parts."""
@@ -136,11 +146,14 @@ class Combination(Method):
         """Each part's, on its own memory."""
         return self._on_memory("track", memory, lambda part, own: part.track(ctx, step, own))
 
-    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """One part after the other."""
-        for _, part, own in self._with("merged", state):
-            params = part.merged(moment, before, params, own)
-        return params
+        changed = {}
+        for name, part, own in self._with("merged", state):
+            params, new = part.merged(moment, before, params, own)
+            if new is not own:
+                changed[name] = new
+        return params, _join(changed, state)
 
     def end_round(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Each part's, on its own memory."""

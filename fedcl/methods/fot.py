@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ class FOT(Method):
     columns: int = 0
     samples: int = 0
     biases: bool = True
+    resizes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1 or self.columns < 0 or self.samples < 0:
@@ -78,10 +80,11 @@ class FOT(Method):
             state[name] = _subspace.covering(old, total @ total.T, self.threshold)
         return state, {}
 
-    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """ΔW (I − M Mᵀ)."""
         shared = [name for name in params if role(name) in ("", "shared")]
         if moment.round == 0 or not state:
-            return params
+            return params, state
         moved = {name: params[name] - before[name] for name in shared}
-        return params | {name: before[name] + value for name, value in _subspace.across(moved, state).items()}
+        across = _subspace.across(moved, state)
+        return params | {name: before[name] + value for name, value in across.items()}, state

@@ -42,6 +42,7 @@ class GPM(Method):
     samples: int = 300
     share: Literal["own", "sum"] = "own"
     edits_last: ClassVar[bool] = True
+    resizes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.threshold or not all(0 < value <= 1 for value in self.threshold):

@@ -46,10 +46,10 @@ class HAT(Method):
         """A task's gates are of no use to who does not know the task."""
         return needs_task(config.model, "units")
 
-    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Before a stage: which units earlier tasks use."""
         if moment.round > 0:
-            return params
+            return params, state
         edited = dict(params)
         for task in moment.current:
             for name in (n for n in params if n.startswith(f"gates.{task}.trunk.") and n.endswith(".taken")):
@@ -58,7 +58,7 @@ class HAT(Method):
                 gates = [torch.sigmoid(self.s_max * params[other]) for other in others]
                 edited[name] = torch.stack([torch.zeros_like(params[name]), *gates]).amax(0)
                 edited[name.replace(".taken", ".scale")] = torch.tensor(self.s_max)
-        return edited
+        return edited, state
 
     def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
         """Cross-entropy at this step's scale, and the price of units that no earlier task uses; a 0-d tensor."""

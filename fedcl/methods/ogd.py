@@ -29,6 +29,7 @@ class OGD(Method):
     directions: int = 200
     limit: int = 2000
     edits_last: ClassVar[bool] = True
+    resizes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.directions <= self.limit:

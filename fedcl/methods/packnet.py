@@ -48,13 +48,13 @@ class PackNet(Method):
             return "prunes between rounds: train.rounds must be at least 2"
         return needs_task(config.model, "weights")
 
-    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> Params:
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Give a new task what is free, or prune."""
         owners = [name for name in params if _place(name)[2] == _OWNER and _place(name)[0] in moment.current]
         if moment.round == 0:
-            return params | {name: self._given(name, moment, params) for name in owners}
+            return params | {name: self._given(name, moment, params) for name in owners}, state
         if moment.round != max(1, moment.rounds - max(1, round(self.retrain * moment.rounds))):
-            return params
+            return params, state
         edited, kept = dict(params), dict[str, Tensor]()
         for name in owners:
             weight, free = f"trunk.{_place(name)[1]}.weight", params[name] == WeightMask.FREE
@@ -64,7 +64,7 @@ class PackNet(Method):
             edited[weight] = torch.where(free, 0.0, edited[weight])
         for weight, chosen in kept.items():  # two tasks of one stage may keep the same
             edited[weight] = torch.where(chosen, params[weight], edited[weight])
-        return edited
+        return edited, state
 
     def _given(self, name: str, moment: Moment, params: Params) -> Tensor:
         """A task's mask as its stage begins: what an earlier task owns is taken."""

@@ -1,4 +1,4 @@
-"""How a task sees the trunk: through a mask over its units, or over its weights.
+"""How a task sees the trunk: through a mask over its units, or over its weights, or as the slice that it met.
 
 Masks act on parameters, never on activations: a unit behind a gate m ∈ [0, 1] is a layer whose row of weights, and
 whose bias, are multiplied by m (the same thing for ReLU, since max(0, m h) = m max(0, h)).
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedcl.config import Masks, Model
 from fedcl.contracts import FedclError, Params, Step, Task, role
+from fedcl.models import _slices
 
 SCALE = 400.0  # s_max of HAT, where nobody says another
 
@@ -64,6 +65,8 @@ def build(trunk: nn.Module, kind: Masks) -> nn.ModuleDict:
     """
     if kind == "none":
         return nn.ModuleDict()
+    if kind == "slices":
+        return _slices.build(trunk)
     if kind == "weights":
         layers = {name: layer for name, layer in trunk.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
         return nn.ModuleDict({key(name): WeightMask(layer.weight.shape) for name, layer in layers.items()})
@@ -88,6 +91,8 @@ def chain(trunk: nn.Module) -> tuple[str, ...]:
 
 def seen(trunk: nn.Module, masks: nn.ModuleDict) -> dict[str, Tensor]:
     """The trunk's parameters as a task sees them; those that its masks leave alone are not among them."""
+    if any(isinstance(mask, _slices.Slice) for mask in masks.values()):
+        return _slices.seen(trunk, masks)
     view = {}
     for name, mask in masks.items():
         layer = name.replace("-", ".")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from fedcl.contracts import FedclError
 from fedcl.models import _layers
+from fedcl.structure import Axis, Layer, rows
 
 
 class Cnn(nn.Module):
@@ -21,13 +23,29 @@ class Cnn(nn.Module):
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
         self.activation = _layers.activation(activation)
         self.out = nn.Linear(flat, width) if width else None
-        self.width = width or flat
+        self.pixels = flat // convs[-1].out_channels  # of a map that the linear layer sees
         self.dropout = _layers.Dropout(dropout)
+
+    @property
+    def width(self) -> int:
+        """Features."""
+        last = cast(nn.Conv2d, self.convs[-1]).weight
+        return len(last) * self.pixels if self.out is None else len(self.out.weight)
 
     def chain(self) -> tuple[str, ...]:
         """The layers in order, each feeding only the next."""
         convs = tuple(f"convs.{place}" for place in range(len(self.convs)))
         return convs if self.out is None else (*convs, "out")
+
+    def growable(self) -> tuple[Layer, ...]:
+        """All layers can be widened: by channels, or by units."""
+        names, last = self.chain(), len(self.convs) - 1
+        found = []
+        for place, name in enumerate(names):
+            block = self.pixels if place == last else 1  # a channel is read pixel by pixel behind the last map
+            reads = (Axis(f"{names[place + 1]}.weight", 1, block),) if place + 1 < len(names) else ()
+            found.append(Layer(name, "units", rows(name, "weight", "bias"), reads, 0 if reads else block))
+        return tuple(found)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images x [B, channels, height, width] → features [B, width]."""

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from fedcl import plugins
+from fedcl import plugins, structure
 from fedcl.config import Masks, Model
 from fedcl.contracts import FedclError, role
-from fedcl.models import _masks
+from fedcl.models import _masks, _slices
 from fedcl.models._masks import WeightMask, needs_task, own_rows
 from fedcl.models._weights import load_weights
+from fedcl.structure import Layer
 
 __all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "WeightMask"]
 __all__ += ["build", "close_gates", "load_weights", "needs_task", "own_rows"]
@@ -223,6 +224,12 @@ class DynamicNet(nn.Module):
             FedclError: it is not such a trunk.
         """
         return _masks.chain(self.trunk)
+
+    def growable(self, tasks: Collection[str]) -> tuple[Layer, ...]:
+        """What can grow: the trunk's layers, then the modules of these tasks where each has its own."""
+        names = [name for name, _ in self.named_parameters()]
+        own = [] if self._shared else [structure.module(task, names) for task in tasks if task in self.tasks]
+        return (*(layer.under("trunk.") for layer in _slices.layers(self.trunk)), *own)
 
     def by_place(self) -> bool:
         """Whether an output is a class's place in its task, so that the task's identity is not needed."""

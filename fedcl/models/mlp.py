@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from fedcl.contracts import FedclError
 from fedcl.models import _layers
+from fedcl.structure import Axis, Layer, rows
 
 
 class Mlp(nn.Module):
@@ -20,7 +22,7 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [inputs, *_layers.positive("hidden", hidden)]
-        self.width = sizes[-1]
+        self.inputs = inputs
         self.activation = _layers.activation(activation)
         self.layers = nn.ModuleList(
             nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in itertools.pairwise(sizes)
@@ -30,9 +32,22 @@ class Mlp(nn.Module):
             for place, p in enumerate(dropout)
         )
 
+    @property
+    def width(self) -> int:
+        """Features."""
+        return len(cast(nn.Linear, self.layers[-1]).weight) if self.layers else self.inputs
+
     def chain(self) -> tuple[str, ...]:
         """The layers in order, each feeding only the next."""
         return tuple(f"layers.{place}" for place in range(len(self.layers)))
+
+    def growable(self) -> tuple[Layer, ...]:
+        """All layers can be widened."""
+        kinds = ("weight", "bias") if self.layers and self.layers[0].bias is not None else ("weight",)
+        names = self.chain()
+        readers = [(Axis(f"{name}.weight", 1),) for name in names[1:]]
+        inner = [Layer(n, "units", rows(n, *kinds), r) for n, r in zip(names, readers, strict=False)]
+        return (*inner, *(Layer(name, "units", rows(name, *kinds), features=1) for name in names[-1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples x [B, *shape] → features [B, width]."""

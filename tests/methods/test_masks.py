@@ -30,7 +30,7 @@ def _net(masks, name="mlp", options=None, tasks=2):
 def _merged(method, net, stage, rounds, of=5):
     moment = Moment(stage, rounds, of, (f"t{stage}",), tuple(f"t{k}" for k in range(stage)))
     params = dict(net.state_dict())
-    return method.merged(moment, params, params, {})
+    return method.merged(moment, params, params, {})[0]
 
 
 def test_fresh_masks_change_nothing_but_gates_that_are_shut():
@@ -71,7 +71,7 @@ def test_a_task_that_comes_back_owns_nothing_new():
     net = _net("weights", tasks=1)
     net.load_state_dict(_merged(PackNet(keep=0.25), net, 0, 3))
     params = dict(net.state_dict())
-    again = PackNet().merged(Moment(2, 0, 5, ("t0",), ("t0",)), params, params, {})
+    again, _ = PackNet().merged(Moment(2, 0, 5, ("t0",), ("t0",)), params, params, {})
     assert not (again["gates.t0.trunk.layers-0.owner"] == WeightMask.FREE).any()
 
 

@@ -1,0 +1,60 @@
+"""What the server does about a net that grows: each group's shapes, sizes, and what to tell."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from fedcl import structure
+from fedcl.config import Config
+from fedcl.contracts import Method, Moment, Params, Task, role
+from fedcl.models.dynamic_net import DynamicNet
+from fedcl.net import fresh
+from fedcl.state import Group
+
+LOSS, COUNT = "validate/loss", "validate/n"
+Told = tuple[Sequence[Task], Mapping[str, float]]  # current tasks of a client that answered, and its metrics
+
+
+def losses(told: Iterable[Told]) -> dict[str, float]:
+    """Each task's loss on all hospitals' validation samples."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for tasks, metrics in told:
+        for task in tasks if LOSS in metrics else ():
+            counts[task.id] = counts.get(task.id, 0.0) + metrics[COUNT]
+            sums[task.id] = sums.get(task.id, 0.0) + metrics[LOSS] * metrics[COUNT]
+    return {task: sums[task] / counts[task] for task in sums}
+
+
+def merged(method: Method, moment: Moment, net: DynamicNet, group: Group, before: Params) -> dict[str, tuple[int, int]]:
+    """Let the method's server half have the merged model; (old, new) parameters of each part that changed its size."""
+    layers = [layer for layer in net.growable(moment.current) if layer.rows[0].name in group.params]
+    old = sizes(net, [group.params])
+    moment = replace(moment, layers=tuple(layers))
+    group.params, group.method = method.merged(moment, before, group.params, group.method)
+    return {part: (old[part], size) for part, size in sizes(net, [group.params]).items() if size != old[part]}
+
+
+def modules(config: Config, net: DynamicNet, params: Params, tasks: Iterable[Task]) -> Params:
+    """New tasks' modules as everybody starts them, behind a group's trunk as it is now; nothing in a fixed net."""
+    new = [task for task in tasks if not any(role(name) == task.id for name in params)]
+    if config.model.growth == "none" or not new:
+        return {}
+    shaped = copy.deepcopy(net)
+    structure.resize(shaped, params)
+    return {name: value for task in new for name, value in fresh(config, shaped, task).items()}
+
+
+def sizes(net: DynamicNet, groups: Iterable[Params]) -> dict[str, int]:
+    """Parameters of the trunk and of each task's module; of the largest, where groups have nets of their own."""
+    names = {name for name, _ in net.named_parameters()}
+    largest: dict[str, int] = {}
+    for params in groups:
+        own: dict[str, int] = {}
+        for name in names & params.keys():
+            part = role(name) or "trunk"
+            own[part] = own.get(part, 0) + params[name].numel()
+        largest |= {part: max(count, largest.get(part, 0)) for part, count in own.items()}
+    return net.sizes() | largest

@@ -1,0 +1,77 @@
+"""What a task has met of a trunk that grows: the first units of each layer, and which of them it uses.
+
+A task keeps the net that it was learned with: it is computed from its own slice of the weights, so that units which
+came later change no bit of its answers. DEN's timestamps (Yoon et al. 2018) say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcl.contracts import FedclError
+from fedcl.structure import Axis, Layer
+
+
+class Slice(nn.Module):
+    """The units of a layer that were there for the task: 1 where it uses them, 0 where it does not."""
+
+    open: Tensor
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.register_buffer("open", torch.ones(units))
+
+
+def layers(trunk: nn.Module) -> tuple[Layer, ...]:
+    """The layers of a trunk that can grow, in order; none where it does not say."""
+    found: Callable[[], tuple[Layer, ...]] | None = getattr(trunk, "growable", None)
+    return found() if found else ()
+
+
+def build(trunk: nn.Module) -> nn.ModuleDict:
+    """A new task's slices: all that is there.
+
+    Raises:
+        FedclError: no layer of the trunk can grow.
+    """
+    params = dict(trunk.named_parameters())
+    if not layers(trunk):
+        raise FedclError(f"{type(trunk).__name__} has no layers that can grow; take model.name = 'mlp', 'cnn' or 'vit'")
+    return nn.ModuleDict({layer.mask: Slice(layer.units(params)) for layer in layers(trunk)})
+
+
+def seen(trunk: nn.Module, masks: nn.ModuleDict, used: bool = False) -> dict[str, Tensor]:
+    """The parameters of a trunk's layers as a task sees them.
+
+    Args:
+        trunk: whose.
+        masks: the task's.
+        used: leave out what the task does not use, for inference: smaller tensors with the same answers, up to the
+            order of sums. Otherwise such units are there, and zero.
+    """
+    params = dict(trunk.named_parameters())
+    view: dict[str, Tensor] = {}
+    for layer in layers(trunk):
+        open_ = cast(Slice, masks[layer.mask]).open
+        index = open_.nonzero()[:, 0] if used else None
+        for axis in layer.rows:
+            value = _cut(view.get(axis.name, params[axis.name]), axis, open_, index)
+            if index is None:
+                value = value * open_.repeat_interleave(axis.block).view(-1, *[1] * (value.dim() - 1))
+            view[axis.name] = value
+        for axis in layer.columns:
+            view[axis.name] = _cut(view.get(axis.name, params[axis.name]), axis, open_, index)
+    return view
+
+
+def _cut(value: Tensor, axis: Axis, open_: Tensor, index: Tensor | None) -> Tensor:
+    """The entries of a task's units."""
+    if index is not None:
+        entries = (index[:, None] * axis.block + torch.arange(axis.block, device=index.device)).flatten()
+        return value.index_select(axis.dim, entries)
+    length = len(open_) * axis.block
+    return value if value.shape[axis.dim] == length else value.narrow(axis.dim, 0, length)

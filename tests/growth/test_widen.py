@@ -1,0 +1,133 @@
+"""Growth, for every layer of every trunk: no answer changes when units come, nor ever for who has not met them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fedcl import structure
+from fedcl.config import Model
+from fedcl.extract import extract
+from fedcl.models import dynamic_net
+
+TRUNKS = {
+    "mlp": Model(name="mlp", options={"hidden": [9, 7]}, expansion_units=5, masks="slices"),
+    "normed": Model(name="mlp", options={"hidden": [9, 7]}, expansion_units=5, masks="slices", weight_norm=True),
+    "no bias": Model(name="mlp", options={"hidden": [9], "bias": False}, expansion_units=5, masks="slices"),
+    "cnn": Model(name="cnn", options={"channels": [3, 4], "width": 6}, expansion_units=5, masks="slices"),
+    "maps": Model(name="cnn", options={"channels": [3, 4], "width": 0}, expansion_units=5, masks="slices"),
+    "vit": Model(name="vit", options={"dim": 8, "depth": 2, "heads": 2}, expansion_units=5, masks="slices"),
+    "adapters": Model(name="vit", options={"dim": 8, "depth": 2, "heads": 2, "adapters": True}, masks="slices"),
+}
+SHAPE = (1, 8, 8)
+
+
+def _net(model):
+    torch.manual_seed(0)
+    net = dynamic_net.build(model, SHAPE, 4)
+    net.add_task("t0", 3, model.expansion_units)
+    net.add_task("t1", 2, model.expansion_units)
+    return net.eval()
+
+
+def _grown(net, params):
+    grown = copy.deepcopy(net)
+    structure.resize(grown, params)
+    grown.load_state_dict(params)
+    return grown
+
+
+def _layers(net):
+    return net.growable(["t1"])
+
+
+CASES = [(name, place) for name, model in TRUNKS.items() for place in range(len(_layers(_net(model))))]
+
+
+@pytest.mark.parametrize(("name", "place"), CASES)
+def test_growth_changes_no_answer(name, place):
+    net, x = _net(TRUNKS[name]), torch.rand(6, *SHAPE)
+    layer, params = _layers(net)[place], net.state_dict()
+    wider = structure.widen(params, layer, 3, ["t1"], torch.Generator().manual_seed(1))
+    grown = _grown(net, wider)
+    assert layer.units(wider) == layer.units(params) + 3
+    assert torch.equal(grown(x, "t0"), net(x, "t0")), "an old task's answers keep every bit"
+    torch.testing.assert_close(grown(x, "t1"), net(x, "t1"), rtol=0, atol=1e-6)  # a wider product reorders sums
+
+    moved = {  # whatever the new units learn
+        key: value if value.shape == params[key].shape else value + _only_new(value, params[key].shape)
+        for key, value in wider.items()
+        if not key.endswith(".open")
+    }
+    trained = _grown(net, wider | moved)
+    assert torch.equal(trained(x, "t0"), net(x, "t0"))
+    assert not torch.allclose(trained(x, "t1"), net(x, "t1"), atol=1e-4), "the current task uses them"
+
+
+def _only_new(value, old):
+    noise = torch.rand_like(value)
+    noise[tuple(slice(size) for size in old)] = 0
+    return noise
+
+
+@pytest.mark.parametrize(("name", "place"), CASES)
+def test_what_was_added_can_be_taken_away(name, place):
+    net = _net(TRUNKS[name])
+    layer, params = _layers(net)[place], net.state_dict()
+    wider = structure.widen(params, layer, 3, ["t1"], torch.Generator().manual_seed(1))
+    kept = torch.ones(layer.units(wider), dtype=torch.bool)
+    kept[-3:] = False
+    back = structure.drop(wider, layer, kept, ["t1"])
+    assert back.keys() == params.keys()
+    for key, value in params.items():
+        assert torch.equal(back[key], value), key
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_new_units_start_as_a_fresh_layers_do(name):
+    net = _net(TRUNKS[name])
+    for layer in _layers(net):
+        wider = structure.widen(net.state_dict(), layer, 50, ["t1"], torch.Generator().manual_seed(1))
+        axis = layer.rows[0]
+        old = net.state_dict()[axis.name]
+        new = wider[axis.name][len(old) :]
+        bound = (old[0] if len(old) else new[0]).numel() ** -0.5
+        assert new.abs().max() <= bound
+        assert new.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+def test_only_parts_of_layers_that_are_used_cost_anything():
+    """Units that a task has closed are left out where it only answers."""
+    net, x = _net(TRUNKS["vit"]), torch.rand(6, *SHAPE)
+    net.get_buffer("gates.t1.trunk.blocks-0-attention-qkv.open")[0] = 0
+    net.get_buffer("gates.t1.trunk.blocks-1-up.open")[3:] = 0
+    small = extract(net, "t1")
+    torch.testing.assert_close(small(x, "t1"), net(x, "t1"), rtol=0, atol=1e-6)
+    assert small.get_parameter("trunk.blocks.0.attention.qkv.weight").shape == (12, 8)
+    assert small.get_parameter("trunk.blocks.1.down.weight").shape == (8, 3)
+    assert sum(small.sizes().values()) < net.sizes()["trunk"]
+    assert list(small.tasks) == ["t1"]
+
+
+def test_what_is_kept_by_parameter_follows():
+    params = {"trunk.layers.0.weight": torch.zeros(3, 4), "trunk.layers.0.bias": torch.zeros(3)}
+    memory = {
+        "ewc/importance/trunk.layers.0.weight": torch.ones(2, 2),
+        "ewc/stack/trunk.layers.0.bias": torch.ones(5, 2),  # with a leading axis of stages
+        "optimizer/trunk.layers.0.weight/exp_avg": torch.ones(4, 4),  # units were taken away
+        "optimizer/trunk.layers.0.weight/step": torch.tensor(7.0),
+        "own/trunk.layers.0.weight": torch.ones(1),
+        "replay/x": torch.ones(9),
+    }
+    fitted = structure.fit(memory, params)
+    wide = fitted["ewc/importance/trunk.layers.0.weight"]
+    assert wide.shape == (3, 4)
+    assert wide[:2, :2].eq(1).all()
+    assert wide.sum() == 4
+    assert fitted["ewc/stack/trunk.layers.0.bias"].shape == (5, 3)
+    assert fitted["optimizer/trunk.layers.0.weight/exp_avg"].shape == (3, 4)
+    for same in ("optimizer/trunk.layers.0.weight/step", "own/trunk.layers.0.weight", "replay/x"):
+        assert fitted[same] is memory[same]
+    assert structure.fit(fitted, params) is fitted
