@@ -12,7 +12,7 @@ import torch
 from fedcl import batches, evaluate, infer, own, rng, structure
 from fedcl.batches import Part
 from fedcl.config import Config
-from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Params, Step, Task, Update, role
+from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Moment, Params, Step, Task, Update, role
 from fedcl.device import Device
 from fedcl.federation import Federation
 from fedcl.merge import MEASURED, rules
@@ -73,6 +73,7 @@ class Client:
         update, memory = act(client, job, memory)
         if self._merger.stays and job.phase == "train":
             update, memory = own.keep(update, job, memory)
+            memory = self._grown(client, job, update, memory) if self._grows else memory
         kept = sum(value.nbytes for value in memory.values())
         update = replace(update, metrics={**update.metrics, "memory": float(kept)})
         if memory is start:
@@ -109,6 +110,16 @@ class Client:
             extras |= self._measured(client, job, params, parts)
             deltas = {name: p.detach().sub_(job.arrays[name].to(self.device)) for name, p in params.items()}
         return Update(client, deltas, float(samples), metrics, extras), memory
+
+    def _grown(self, client: int, job: Job, update: Update, memory: Memory) -> Memory:
+        """Modules that stay here grow by what is seen here."""
+        done, loss = job.round % self.config.train.rounds + 1, update.metrics.get("validate/loss")
+        source = rng.torch_stream(self.config.seed, "growth", client, round=job.round)
+        losses = {} if loss is None else dict.fromkeys(job.tasks, loss)
+        moment = Moment(job.stage, done, self.config.train.rounds, job.tasks, job.past, losses, generator=source)
+        if "begin" in job.flags:
+            memory = own.grow(self.method, replace(moment, round=0), memory)
+        return own.grow(self.method, moment, memory)
 
     def _measured(self, client: int, job: Job, params: Params, parts: list[Part]) -> Memory:
         """What the rule that merges modules needs to know of each that was trained."""
@@ -274,6 +285,8 @@ class Client:
             outputs=self._net.outputs,
             buffers=self._net.buffers(job.arrays),
             slots=self._slots,
+            round=job.round % self.config.train.rounds,
+            rounds=self.config.train.rounds,
             start=self._here.memory({name: job.arrays[name] for name in job.arrays}) if job.phase == "train" else {},
             clients=len(self.federation.members),
         )

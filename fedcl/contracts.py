@@ -136,6 +136,8 @@ class Context:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # the masks that the server decided, by name
     slots: int = 1  # times that a client consolidates in the whole run, at most
     step: int = 0  # of the round
+    round: int = 0  # of the stage, which has so many `rounds`
+    rounds: int = 1
     start: Mapping[str, Tensor] = field(default_factory=dict)  # what the round began with, of what trains
     clients: int = 1  # of the whole federation
     again: bool = False  # the client has consolidated this task in an earlier stage: its samples were offered

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fedcl import structure
-from fedcl.contracts import Job, Memory, Params, Update, role
+from fedcl.contracts import Job, Memory, Moment, Params, Update, role
+from fedcl.methods import Combination
 from fedcl.models.dynamic_net import SHARED
 from fedcl.structure import Layer
 
 _OWN = "own/"  # before a parameter's name, in the client's memory
+_GROWTH = "growth/"  # before what a rule of growth remembers of them
 
 
 def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequence[Layer] = ()) -> Job:
@@ -42,3 +44,20 @@ def keep(update: Update, job: Job, memory: Memory) -> tuple[Update, Memory]:
     moved = {name: value + update.arrays[name] if name in stays else value for name, value in own.items()}
     sent = {name: value for name, value in update.arrays.items() if name not in stays}
     return replace(update, arrays=sent), memory | {f"{_OWN}{name}": value for name, value in moved.items()}
+
+
+def grow(method: Combination, moment: Moment, memory: Memory) -> Memory:
+    """The memory with modules as the hospital's rule of growth makes them, on its own validation loss.
+
+    Args:
+        method: whose rules.
+        moment: of this hospital alone; its layers are found here.
+        memory: the client's, after `keep`.
+    """
+    mine = {key.removeprefix(_OWN): value for key, value in memory.items() if key.startswith(_OWN)}
+    state = {key.removeprefix(_GROWTH): value for key, value in memory.items() if key.startswith(_GROWTH)}
+    layers = tuple(structure.module(task, mine) for task in moment.current if f"tasks.{task}.out.bias" in mine)
+    grown, state = method.grown(replace(moment, layers=layers), mine, state)
+    kept = {key: value for key, value in memory.items() if not key.startswith((_OWN, _GROWTH))}
+    kept |= {f"{_OWN}{name}": value for name, value in grown.items()}
+    return kept | {f"{_GROWTH}{key}": value for key, value in state.items()}

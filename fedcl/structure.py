@@ -109,17 +109,23 @@ def follow(params: Params, layers: Iterable[Layer], task: str) -> Params:
     """What of a task's module and masks changes so that it sees all that the trunk's layers have now."""
     changed: Params = {}
     for layer in layers:
-        mask = f"gates.{task}.trunk.{layer.mask}.open"
-        if mask not in params or layer.name.partition(".")[0] != "trunk":
+        mask, _ = masks(task, layer)
+        if mask not in params:
             continue
         more = layer.units(params) - len(params[mask])
         if more <= 0:
             continue
-        changed[mask] = _longer(params[mask], 0, more, 1.0)
+        for name in masks(task, layer):
+            changed[name] = _longer(params[name], 0, more, 1.0)
         if layer.features:
             for name in reader(task, params):
                 changed[name] = _longer(params[name], 1, more * layer.features)
     return changed
+
+
+def masks(task: str, layer: Layer) -> tuple[str, str]:
+    """The names of what a task has met of a layer of the trunk: which units it uses, and which of them train."""
+    return f"gates.{task}.trunk.{layer.mask}.open", f"gates.{task}.trunk.{layer.mask}.trains"
 
 
 def reader(task: str, names: Collection[str]) -> list[str]:
@@ -135,9 +141,9 @@ def drop(params: Params, layer: Layer, kept: Tensor, tasks: Iterable[str]) -> Pa
     for axis in (*layer.rows, *layer.columns):
         smaller[axis.name] = select(params[axis.name], axis.dim, index, axis.block)
     for task in tasks:
-        mask = f"gates.{task}.trunk.{layer.mask}.open"
-        if mask in params and layer.name.startswith("trunk.") and len(params[mask]) == of:
-            smaller[mask] = params[mask][index]
+        mask, _ = masks(task, layer)
+        if mask in params and len(params[mask]) == of:
+            smaller |= {name: params[name][index] for name in masks(task, layer)}
             for name in reader(task, params) if layer.features else ():
                 smaller[name] = select(params[name], 1, index, layer.features)
     return smaller

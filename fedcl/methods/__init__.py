@@ -40,7 +40,7 @@ def build(config: Config) -> Combination:
     for name, part in parts.items():
         if why := part.unfit(config):
             raise FedclError(f"method {name!r} {why}")
-    return Combination(parts)
+    return Combination(parts, growth=[rule.replace("-", "_") for rule in rules])
 
 
 def _together(parts: dict[str, Method]) -> None:
@@ -50,7 +50,7 @@ def _together(parts: dict[str, Method]) -> None:
     if len(losses) > 1:
         raise FedclError(f"methods {' and '.join(losses)} both replace the loss; at most one may")
     masked = [name for name, part in parts.items() if part.masks != "none"]
-    if len(masked) > 1:
+    if len(masked) > 1 and {parts[name].masks for name in masked} != {"slices"}:
         raise FedclError(f"methods {' and '.join(masked)} both mask the trunk; at most one may")
     if len(parts) > 1 and (alone := [name for name, part in parts.items() if part.alone]):
         raise FedclError(f"method {alone[0]} leaves nothing for another to do; it goes alone")
@@ -70,8 +70,9 @@ class Combination(Method):
     A part is asked only for the hooks that it has.
     """
 
-    def __init__(self, parts: dict[str, Method]) -> None:
+    def __init__(self, parts: dict[str, Method], growth: Sequence[str] = ()) -> None:
         self.parts = parts
+        self.growth = tuple(growth)  # those of the parts that are rules of growth
         self._hooks = {name: part.hooks() for name, part in parts.items()}
         self._loss = next((name for name, hooks in self._hooks.items() if "loss" in hooks), "")
         self.uses_before = any(part.needs_before for part in parts.values())
@@ -148,8 +149,17 @@ class Combination(Method):
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """One part after the other."""
+        return self._merged(tuple(self.parts), moment, before, params, state)
+
+    def grown(self, moment: Moment, params: Params, state: Memory) -> tuple[Params, Memory]:
+        """The same with the rules of growth alone, for who holds a module of its own."""
+        return self._merged(self.growth, moment, params, params, state)
+
+    def _merged(
+        self, names: Sequence[str], moment: Moment, before: Params, params: Params, state: Memory
+    ) -> tuple[Params, Memory]:
         changed = {}
-        for name, part, own in self._with("merged", state):
+        for name, part, own in (each for each in self._with("merged", state) if each[0] in names):
             params, new = part.merged(moment, before, params, own)
             if new is not own:
                 changed[name] = new

@@ -17,13 +17,19 @@ from fedcl.structure import Axis, Layer
 
 
 class Slice(nn.Module):
-    """The units of a layer that were there for the task: 1 where it uses them, 0 where it does not."""
+    """The units of a layer that were there for the task.
+
+    `open` is 1 where the task uses one, 0 where it does not. `trains` is for rules that fix weights: 0 for a unit whose
+    weights stay, 1 for one that is trained where both ends of a weight are, 2 for one that is trained in any case.
+    """
 
     open: Tensor
+    trains: Tensor
 
     def __init__(self, units: int) -> None:
         super().__init__()
         self.register_buffer("open", torch.ones(units))
+        self.register_buffer("trains", torch.ones(units))
 
 
 def layers(trunk: nn.Module) -> tuple[Layer, ...]:

@@ -17,6 +17,11 @@ CASES |= {
     "a share of the hospitals": {"federation": {"fraction": 0.5}},
     "pooled data": {"federation": {"kind": "central"}},
     "each alone": {"federation": {"kind": "local"}},
+    "a net that grows": {
+        "train": {"rounds": 4},
+        "model": {"growth": "threshold"},
+        "growth": {"threshold": {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0, "where": "both"}},
+    },
     "another domain": {"stream": {"kind": "domain"}},
 }
 

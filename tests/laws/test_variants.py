@@ -18,6 +18,14 @@ SMALL = {
     "resnet18": {"width_multiplier": 0.0625},
     "vit": {"dim": 16, "depth": 1, "heads": 2},
 }
+# Settings at which each rule of growth does something in a few rounds.
+EAGER = {
+    "threshold": {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0, "where": "both"},
+    "progressive": {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0},
+    "search": {"candidates": 4},
+    "prune": {"importance": "fisher", "at": 0.5},
+    "den": {"above": 0.0, "split": 0.01},
+}
 VARIANTS = {
     **{name: {"model": {"name": name, "options": SMALL.get(name, {})}} for name in plugins.names("models")},
     **{f"{name} of trunks": {"federation": {"aggregator": name}} for name in plugins.names("aggregators")},
@@ -29,6 +37,39 @@ VARIANTS = {
         "federation": {"merger": "personal"},
         "method": "replay",
         "stream": {"schedule": "staggered"},
+    },
+    **{
+        f"a net that grows: {name}": {
+            "model": {"growth": name, "options": {"hidden": [8, 8]}},
+            "growth": {name: options},
+        }
+        for name, options in EAGER.items()
+    },
+    "attention that grows": {
+        "model": {
+            "name": "vit",
+            "options": {"dim": 16, "depth": 1, "heads": 2, "adapters": True},
+            "growth": "progressive",
+        },
+        "growth": {"progressive": EAGER["progressive"]},
+    },
+    "nets that grow apart": {
+        "federation": {"merger": "personal"},
+        "stream": {"schedule": "shuffled"},
+        "model": {"growth": "threshold"},
+        "growth": {"threshold": EAGER["threshold"]},
+    },
+    "each grows alone": {
+        "federation": {"kind": "local"},
+        "model": {"growth": "threshold"},
+        "growth": {"threshold": EAGER["threshold"]},
+    },
+    "momentum of a net that grows": {
+        "method": "si+lwf",
+        "model": {"growth": "threshold+prune"},
+        "growth": {"threshold": EAGER["threshold"], "prune": {"at": 0.5}},
+        "federation": {"aggregator": "fedadam", "fraction": 0.5},
+        "train": {"reset": "never"},
     },
     "dropout": {"model": {"options": {"hidden": [16, 16], "dropout": 0.3}}},
     "augmentation": {"data": {"augment": ["RandomCrop(8, padding=1)", "RandomHorizontalFlip()"]}},
@@ -83,13 +124,19 @@ QUICK = {"data": IMAGES, "stream": {"tasks": 2}, "train": {"epochs": 1, "rounds"
 def _config(variant: str, output: Path) -> Config:
     start = merged(BASE | {"model": {"expansion_units": 8}}, **QUICK)
     run = {"output": str(output), "checkpoint_every": 1}
+    if "grow" in variant:
+        start = merged(start, train={"rounds": 4})
     return Config.model_validate(merged(merged(start, **VARIANTS[variant]), run=run))
+
+
+def test_every_rule_of_growth_is_among_them():
+    assert set(EAGER) == set(plugins.names("growth"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_is_uninterrupted(tmp_path, variant, monkeypatch):
     whole = simulate(_config(variant, tmp_path / "whole"))
-    stop_after(monkeypatch, 1 if "all at once" in variant else 3)
+    stop_after(monkeypatch, 1 if "all at once" in variant else 8 if "grow" in variant else 3)
     with pytest.raises(Interrupted):
         simulate(_config(variant, tmp_path / "parts"))
     monkeypatch.undo()

@@ -1,0 +1,122 @@
+"""Growth in a federation: together, apart, and without a change of what earlier tasks say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import merged, model
+
+from fedcl import federation as federations
+from fedcl.client import Client
+from fedcl.config import Config
+from fedcl.defaults import fill
+from fedcl.finish import restore
+from fedcl.rescore import rescore
+from fedcl.server import Server
+
+STALLED = {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0}
+RULES = {
+    "threshold": STALLED | {"where": "both"},
+    "progressive": STALLED,
+    "search": {"candidates": 4},
+    "prune": {"at": 0.5},
+    "den": {"above": 0.0, "split": 0.01},
+}
+
+
+def _growing(rule, **more):
+    return merged({"train": {"rounds": 4}, "model": {"growth": rule}, "growth": {rule: RULES[rule]}}, **more)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_all_hospitals_hold_one_structure_also_who_was_absent(run, rule, monkeypatch):
+    """Half of the hospitals train in a round; when all are asked again, all have the same net."""
+    held, work = {}, Client.run
+
+    def watched(self, client, job):
+        update = work(self, client, job)
+        shapes = {name: value.shape for name, value in self.net.state_dict().items() if name in job.arrays}
+        held[client, job.phase, job.round] = shapes
+        return update
+
+    monkeypatch.setattr(Client, "run", watched)
+    result = run(rule, **_growing(rule, federation={"clients": 4, "fraction": 0.5}))
+    last = max(number for _, phase, number in held if phase == "evaluate")
+    final = {name: value.shape for name, value in model(result).items() if not name.startswith("infer.")}
+    for client in range(4):
+        assert held[client, "evaluate", last] == final
+    trained = [{client for client, phase, number in held if (phase, number) == ("train", k)} for k in range(12)]
+    assert all(len(clients) == 2 for clients in trained)  # so two were absent whenever it grew
+
+
+@pytest.mark.parametrize(("rule", "kept"), [*((rule, True) for rule in RULES if rule != "den"), ("den", False)])
+def test_old_tasks_answers_keep_every_bit(run, small, rule, kept, monkeypatch):
+    """With the trunk's old weights held (freeze) whatever grows, splits or closes later is nothing to them.
+
+    DEN alone retrains what earlier tasks share, which its authors bound by the drift penalty and the split: not kept.
+    """
+    stages, close = [], Server._close
+
+    def closed(self, stage, uploads):
+        close(self, stage, uploads)
+        stages.append(dict(self.state.groups[0].params))
+
+    monkeypatch.setattr(Server, "_close", closed)
+    changes = _growing(rule, method="finetune" if rule == "den" else "freeze")
+    run(rule, **changes)
+    config = fill(small(**changes))
+    hospitals = federations.build(config)
+    x = torch.rand(8, *hospitals.shape)
+    nets = [restore(config, hospitals, params) for params in stages]
+    sizes = [sum(net.sizes().values()) for net in nets]
+    closed_units = sum(int((value == 0).sum()) for name, value in nets[-1].named_buffers() if name.endswith("open"))
+    assert closed_units > 0 if rule == "prune" else sizes[0] < sizes[1] < sizes[2], sizes
+    for stage, task in enumerate(("t0", "t1")):
+        assert torch.equal(nets[stage](x, task), nets[2](x, task)) == kept
+
+
+def test_nets_grow_apart_where_modules_stay(run):
+    """Each hospital's own loss decides on its own module; the trunk stays one for all."""
+    options = RULES["threshold"] | {"where": "module", "ratio": 0.05, "patience": 1}
+    growing = _growing("threshold", federation={"merger": "personal"}, train={"rounds": 6}, model={"infer": "entropy"})
+    result = run("apart", **merged(growing, growth={"threshold": options}))
+    widths = []
+    for folder in sorted((result.path / "clients").iterdir()):
+        memory = load_file(max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime))
+        widths.append([len(memory[f"own/tasks.t{k}.hidden.weight"]) for k in range(3)])
+        for k in range(3):
+            assert memory[f"own/gates.t{k}.mask"].shape == memory[f"own/gates.t{k}.logits"].shape == (widths[-1][k],)
+    assert any(width > 8 for own in widths for width in own)
+    assert len({tuple(own) for own in widths}) > 1
+    assert not math.isnan(result.metrics["average_accuracy"])
+
+
+def test_a_grown_net_is_read_back_and_rescored(run):
+    """The file holds the shapes that the net has; who opens it needs no history."""
+    result = run("grown", **_growing("threshold"))
+    pooled = {r.task: r.value for r in result.records if (r.phase, r.name, r.client) == ("end", "accuracy", None)}
+    again = {
+        r["task"]: r["value"] for r in rescore(result.path).rows if (r["name"], r["client"]) == ("accuracy", None)
+    }
+    assert again == pooled
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "gpm"}, "one size"),
+        ({"method": "hat"}, "both mask"),
+        ({"growth": {"den": {"units": 3}}}, "does not use"),
+        ({"model": {"growth": "den", "name": "cnn"}, "train": {"rounds": 2}}, "four steps"),
+        ({"model": {"growth": "prune", "heads": "shared"}}, "heads"),
+    ],
+)
+def test_what_cannot_grow_is_refused(changes, says):
+    from fedcl import methods
+    from fedcl.contracts import FedclError
+
+    with pytest.raises(FedclError, match=says):
+        methods.build(Config.model_validate(merged({"model": {"growth": "threshold"}}, **changes)))
