@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -36,16 +38,36 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
         "round": len(federation.schedule) * config.train.rounds - 1,
     }
     last |= {"phase": "final", "client": None, "task": None}  # type: ignore[dict-item]
-    figures = {"latency_ms": latency(net, federation, config, infer.prepare(group.statistics))}
-    sizes = net.sizes()
-    first = sizes["trunk"] + next((n for part, n in sizes.items() if part != "trunk"), 0)
-    figures["parameter_growth"] = sum(sizes.values()) / first
+    prepared = infer.prepare(group.statistics)
+    start = restore(config, federation, group.params, values=False)
+    figures = {"latency_ms": latency(net, federation, config, prepared)} | size(net.sizes(), start.sizes())
+    if config.model.growth != "none":
+        figures["latency_start_ms"] = latency(start, federation, config, prepared)
     result = Result.load(run.path)
+    if result.pooled_auroc.size and np.isfinite(result.pooled_auroc[-1]).any():
+        figures["average_auroc"] = float(np.nanmean(result.pooled_auroc[-1]))
     sample = 4 * math.prod(federation.shape) + 8
     figures |= costs(result, methods.build(config).starts_over, sample)
     run.log({**last, "name": name, "value": value} for name, value in figures.items())
     metrics = result.metrics
     run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
+
+
+def size(now: Mapping[str, int], start: Mapping[str, int]) -> dict[str, float]:
+    """How large the net has become.
+
+    Args:
+        now: parameters of the trunk and of each module, at the end.
+        start: of the same net as it was built, before it grew.
+
+    Returns:
+        parameter_growth: all by those of the first task's net as it was built; capacity: all by those of separate
+            nets of that size, one for each task (Yoon et al. 2018).
+    """
+    modules = [part for part in start if part != "trunk"]
+    single = start["trunk"] + (start[modules[0]] if modules else 0)
+    growth = sum(now.values()) / single
+    return {"parameter_growth": growth, "capacity": growth / max(len(modules), 1)}
 
 
 def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
@@ -95,15 +117,16 @@ def read(path: Path) -> tuple[Params, Params]:
     return {name: value for name, value in tensors.items() if not name.startswith(_INFER)}, marked
 
 
-def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:
-    """A net in evaluation mode that holds the given parameters, with the task modules that they name."""
+def restore(config: Config, federation: Federation, params: Params, values: bool = True) -> DynamicNet:
+    """A net in evaluation mode with the task modules that these parameters name; it holds them, or its own start."""
     with rng.torch_global(config.seed, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         for task in federation.tasks:
             if any(name.startswith((f"tasks.{task.id}.", f"gates.{task.id}.")) for name in params):
                 net.add_task(task.id, len(task.classes), config.model.expansion_units)
-    structure.resize(net, params)
-    net.load_state_dict(params)
+    if values:
+        structure.resize(net, params)
+        net.load_state_dict(params)
     return net.eval()
 
 

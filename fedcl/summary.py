@@ -70,8 +70,12 @@ def costs(result: Result) -> RenderableType:
     if sizes:
         growth = result.metrics.get("parameter_growth", sizes[-1] / sizes[0])
         rows["parameters"] = f"{units.count(sizes[-1])}, {growth:.2f} × those of the first task's net"
+        if "capacity" in result.metrics:
+            rows["parameters"] += f", {100 * result.metrics['capacity']:.0f} % of a net for each task"
     if "latency_ms" in result.metrics:
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
+        if "latency_start_ms" in result.metrics:
+            rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms before it grew"
     if "training_examples" in result.metrics:
         again = result.metrics["cumulative_compute"]
         scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""

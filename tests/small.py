@@ -42,7 +42,7 @@ def model(result: Result) -> dict[str, torch.Tensor]:
 
 def numbers(result: Result) -> list[tuple[Any, ...]]:
     """Every recorded figure but times."""
-    timed = {"seconds", "latency_ms"}
+    timed = {"seconds", "latency_ms", "latency_start_ms"}
     return [(*r[:6], repr(r.value)) for r in result.records if r.name not in timed]
 
 

@@ -30,12 +30,25 @@ class Slice(nn.Module):
         super().__init__()
         self.register_buffer("open", torch.ones(units))
         self.register_buffer("trains", torch.ones(units))
+        self._told: tuple[int, int, bytes] = (0, -1, b"")  # address and version of `open`, and what it held then
+
+    def key(self) -> bytes:
+        """The same for the same units in use, met together; read again only when they changed."""
+        now = (self.open.data_ptr(), self.open._version)
+        if self._told[:2] != now:
+            self._told = (*now, bytes(self.open.to(torch.uint8).tolist()))
+        return self._told[2]
 
 
 def layers(trunk: nn.Module) -> tuple[Layer, ...]:
     """The layers of a trunk that can grow, in order; none where it does not say."""
     found: Callable[[], tuple[Layer, ...]] | None = getattr(trunk, "growable", None)
     return found() if found else ()
+
+
+def key(masks: nn.ModuleDict) -> tuple[bytes, ...]:
+    """Equal for tasks that see the same of the trunk, so that it need be computed once for them."""
+    return tuple(cast(Slice, mask).key() for mask in masks.values())
 
 
 def build(trunk: nn.Module) -> nn.ModuleDict:

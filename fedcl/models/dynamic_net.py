@@ -187,6 +187,10 @@ class DynamicNet(nn.Module):
         """Samples x [B, *shape] → logits of the task [B, classes]; for several tasks, those of each."""
         if isinstance(task, str):
             return self.head(self.features(x, task), task)
+        if self.masks == "slices":
+            kinds = [_slices.key(cast(nn.ModuleDict, self.gates[one].trunk)) for one in task]
+            once = {kind: self.features(x, one) for kind, one in dict(zip(kinds, task, strict=True)).items()}
+            return [self.head(once[kind], one) for kind, one in zip(kinds, task, strict=True)]
         if self.masks != "none":
             return [self.head(self.features(x, one), one) for one in task]
         features = self.features(x)

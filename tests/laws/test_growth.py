@@ -98,9 +98,7 @@ def test_a_grown_net_is_read_back_and_rescored(run):
     """The file holds the shapes that the net has; who opens it needs no history."""
     result = run("grown", **_growing("threshold"))
     pooled = {r.task: r.value for r in result.records if (r.phase, r.name, r.client) == ("end", "accuracy", None)}
-    again = {
-        r["task"]: r["value"] for r in rescore(result.path).rows if (r["name"], r["client"]) == ("accuracy", None)
-    }
+    again = {r["task"]: r["value"] for r in rescore(result.path).rows if (r["name"], r["client"]) == ("accuracy", None)}
     assert again == pooled
 
 
