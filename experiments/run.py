@@ -82,8 +82,10 @@ def run(cell: Cell) -> tuple[Cell, dict[str, float]]:
     torch.set_num_threads(1)
     result = simulate(Config.model_validate(cell.config))
     status = json.loads((result.path / "status.json").read_text(encoding="utf-8"))
-    sent = {"bytes": result.bytes_up + result.bytes_down, "seconds": float(status["seconds"])}
-    return cell, {name: (result.metrics | sent)[name] for name in (*cell.metrics, "seconds")}
+    found = {"bytes": result.bytes_up + result.bytes_down, "seconds": float(status["seconds"])}
+    found["retained"] = result.metrics["average_accuracy"] / result.metrics["learning_accuracy"]
+    # What only a net that grows has, such as its latency before, has no value for another.
+    return cell, {name: (result.metrics | found).get(name, math.nan) for name in (*cell.metrics, "seconds")}
 
 
 def experiment(name: str, arguments: argparse.Namespace) -> Tree:
@@ -149,6 +151,9 @@ SHORT = {
     "memory_per_hospital": "kept",
     "learning_accuracy": "as learned",
     "parameter_growth": "parameters",
+    "average_auroc": "AUROC",
+    "latency_ms": "latency",
+    "latency_start_ms": "latency before growth",
     "bytes": "sent",
     "seconds": "time",
     "backward_transfer": "BWT",
@@ -166,6 +171,8 @@ def _cell(metric: str, values: list[float], published: str) -> str:
         text = units.size(mean)
     elif metric == "seconds":
         text = f"{mean:.0f} s"
+    elif metric.startswith("latency"):
+        text = f"{mean:.1f} ms"
     elif metric == "parameter_growth":
         text = f"{mean:.2f} ×"
     else:
@@ -193,7 +200,7 @@ def readme() -> None:
 
 ORDER = (
     *("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties"),
-    *("federated_mnist", "federated_heart", "fed_mammoth", "fot"),
+    *("federated_mnist", "federated_heart", "fed_mammoth", "fot", "den", "catalogue", "growth"),
 )
 
 
