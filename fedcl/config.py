@@ -191,6 +191,8 @@ class Federation(Section):
     that is not linear."""
     consolidate_on: Literal["merged", "local"] = "merged"
     """The parameters that a method's Fisher, anchor or teacher is taken at."""
+    compress: str = "none"
+    """How the deltas of training travel to the server: "none" is as they are, or one of `fedcl list compression`."""
 
 
 class Run(Section):
@@ -241,6 +243,8 @@ class Config(Section):
     """The aggregator's own options: aggregators.krum.malicious = 2."""
     mergers: dict[str, dict[str, Value]] = {}
     """The merger's own options: mergers.ties.keep = 0.3."""
+    compression: dict[str, dict[str, Value]] = {}
+    """The compression's own options: compression.topk.keep = 0.05."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()

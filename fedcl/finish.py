@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -97,11 +98,19 @@ def read(path: Path) -> tuple[Params, Params]:
 
 def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:
     """A net in evaluation mode that holds the given parameters, with the task modules that they name."""
+    sizes = {task.id: len(task.classes) for task in federation.tasks}
+    return rebuild(config, federation.shape, federation.outputs(config.model.heads), sizes, params)
+
+
+def rebuild(
+    config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int], params: Params
+) -> DynamicNet:
+    """The same without the federation: the shape of a sample, outputs of a head that tasks share, classes by task."""
     with rng.torch_global(config.seed, "init"):
-        net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
-        for task in federation.tasks:
-            if any(name.startswith((f"tasks.{task.id}.", f"gates.{task.id}.")) for name in params):
-                net.add_task(task.id, len(task.classes), config.model.expansion_units)
+        net = dynamic_net.build(config.model, shape, outputs)
+        for task, size in sizes.items():
+            if any(name.startswith((f"tasks.{task}.", f"gates.{task}.")) for name in params):
+                net.add_task(task, size, config.model.expansion_units)
     net.load_state_dict(params)
     return net.eval()
 
