@@ -40,7 +40,10 @@ class Written:
 
 
 class Exported(nn.Module):
-    """The net of an exported file, in evaluation mode. It takes inputs as they are before normalisation.
+    """The net of an exported file, in evaluation mode.
+
+    It takes inputs as they are before normalisation, where all hospitals have the same (`info["normalize"]`).
+    Of a simulated domain (`stream.kind = "domain"`) it takes them as in training: normalised, then permuted or rotated.
 
     Attributes:
         net: the DynamicNet.
@@ -58,7 +61,8 @@ class Exported(nn.Module):
         self.tasks = {task: tuple(info["classes"][c] for c in places) for task, places in self._places.items()}
         sizes = {task: len(places) for task, places in self._places.items()}
         self.net = finish.rebuild(config, tuple(info["shape"]), info["outputs"], sizes, params)
-        scaling, shape = info["normalize"], info["shape"]
+        # A simulated domain is made of samples that are normalised already: there is nothing to do before it.
+        scaling, shape = ({} if config.stream.kind == "domain" else info["normalize"]), info["shape"]
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
             given = scaling.get(name, [neutral])
             given = given * shape[0] if len(given) == 1 else given  # one number for all channels
