@@ -9,8 +9,9 @@ import pytest
 import torch
 from small import assert_same, model, stop_after
 
-from fedcl import client, compression, plugins, summary
+from fedcl import client, compression, federation, plugins, summary
 from fedcl.contracts import FedclError
+from fedcl.forecast import forecast
 from fedcl.settings import ConfigErrors, resolve
 from fedcl.simulation import Interrupted, simulate
 
@@ -151,3 +152,16 @@ def test_a_mistake_is_told_before_the_run(sets, why):
 def test_a_mistake_from_python_is_told_too(small):
     with pytest.raises(FedclError, match=r"compression.topk: options of a rule that federation.compress = 'none'"):
         simulate(small(compression={"topk": {"keep": 0.5}}))
+
+
+def test_the_forecast_counts_what_is_sent(small):
+    """Without a run: no entry is zero, so that nothing is spared by `sparse`."""
+
+    def up(**changes):
+        config = small(method="finetune", **changes)
+        return forecast(config, federation.build(config)).up[0]
+
+    plain = up()
+    assert up(**_with("sparse")) == plain
+    assert 0.25 * plain < up(**_with("int8")) < 0.4 * plain  # rows of 8 to 16: their scales weigh
+    assert up(**_with("topk")) == pytest.approx((0.2 + 1 / 32) * plain, rel=0.01)
