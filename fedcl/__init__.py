@@ -10,12 +10,13 @@ The reading order, which is also the order of imports: a module imports only mod
     evaluate                                                    what they train and are asked
     growth methods                                              how they grow and remember
     aggregators mergers merge                                   the rules by which many nets become one
+    quantize compression                                        how deltas travel
     optimizers batches store device net shelf own client        one client's Job: the only training loop
     scores units metrics results report run_dir                 what comes out
     state plan collect growing journal privacy server           the only round loop
     runtime deploy                                              Flower: apps, wire, one file per way to run
     finish simulation                                           the whole story on one page
-    forecast rescore explain choices settings summary view cli  around it
+    forecast rescore export explain choices settings summary view cli  around it
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedcl.config import Config as Config
+    from fedcl.export import load_export as load_export
     from fedcl.results import Result as Result
     from fedcl.simulation import simulate as simulate
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Result", "simulate"]
+__all__ = ["Config", "Result", "load_export", "simulate"]
 
-_HOMES = {"Config": "fedcl.config", "Result": "fedcl.results", "simulate": "fedcl.simulation"}
+_HOMES = {
+    "Config": "fedcl.config",
+    "Result": "fedcl.results",
+    "load_export": "fedcl.export",
+    "simulate": "fedcl.simulation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ def check(tree: Tree) -> list[ConfigError]:
         *_names(tree),
         *_methods(tree),
         *_rules(tree),
+        *_compression(tree),
         *_sections(tree),
         *_inference(tree),
         *_device(tree),
@@ -42,6 +43,8 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
         named += [("mergers", "federation.merger", merger)]
     if (growth := _text(tree, "model.growth")) != "none":
         named += [("growth", "model.growth", name) for name in plugins.split(growth)]
+    if (compress := _text(tree, "federation.compress")) != "none":
+        named += [("compression", "federation.compress", compress)]
     for kind, key, name in named:
         try:
             plugins.check(kind, name)
@@ -92,6 +95,33 @@ def _rules(tree: Tree) -> Iterator[ConfigError]:
         except FedclError as error:
             key, _, why = str(error).rpartition(": ")
             yield ConfigError(key or "federation.merger", None, why)
+        except (ValidationError, plugins.UnknownPlugin):
+            return  # said above
+
+
+def _compression(tree: Tree) -> Iterator[ConfigError]:
+    """The options of how updates travel."""
+    used, given = _text(tree, "federation.compress"), _table(tree, "compression")
+    sound = True
+    for name, options in given.items():
+        plugin = _load("compression", name)
+        wrong = []
+        if name != used:
+            why = f"options of a rule that is not used: federation.compress is {used!r}"
+            wrong = [ConfigError(f"compression.{name}", None, why)]
+        elif plugin is not None and isinstance(options, Mapping):
+            wrong = list(_options(f"compression.{name}", name, [plugin], options, skip=0))
+        yield from wrong
+        sound = sound and not wrong
+    if sound and given:
+        from fedcl import compression
+        from fedcl.contracts import FedclError
+
+        try:
+            compression.build(Config.model_validate(dict(tree)))
+        except FedclError as error:
+            key, _, why = str(error).rpartition(": ")
+            yield ConfigError(key or "federation.compress", None, why)
         except (ValidationError, plugins.UnknownPlugin):
             return  # said above
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from fedcl import batches, evaluate, infer, own, rng, structure
+from fedcl import batches, compression, evaluate, infer, own, rng, structure
 from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Moment, Params, Step, Task, Update, role
@@ -48,6 +48,7 @@ class Client:
         self.net, self.tasks = self._net.net, self._net.tasks
         self._shelf = Shelf(config, federation, self._here, self._net)
         _, self._merger = rules(config)
+        self._compression = compression.build(config)
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
         self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
         self._hooks = method.hooks()
@@ -74,6 +75,8 @@ class Client:
         if self._merger.stays and job.phase == "train":
             update, memory = own.keep(update, job, memory)
             memory = self._grown(client, job, update, memory) if self._grows else memory
+        if self._compression and job.phase == "train":
+            update, memory = self._shrunk(update, job, memory)
         kept = sum(value.nbytes for value in memory.values())
         update = replace(update, metrics={**update.metrics, "memory": float(kept)})
         if memory is start:
@@ -83,6 +86,15 @@ class Client:
         if job.keep:
             self.store.clean(client, (*job.keep, job.version, version), before=job.round)
         return replace(update, version=version)
+
+    def _shrunk(self, update: Update, job: Job, memory: Memory) -> tuple[Update, Memory]:
+        """The last step before an update leaves: its deltas as they travel."""
+        assert self._compression
+        if self.method.starts_over and "begin" in job.flags:
+            memory = compression.forget(memory)
+        draws = rng.torch_stream(self.config.seed, "compress", update.client, round=job.round)
+        sent, memory = compression.shrink(self._compression, update.arrays, memory, draws)
+        return replace(update, arrays=sent), memory
 
     # ── train ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -194,6 +194,8 @@ class Federation(Section):
     that is not linear."""
     consolidate_on: Literal["merged", "local"] = "merged"
     """The parameters that a method's Fisher, anchor or teacher is taken at."""
+    compress: str = "none"
+    """How the deltas of training travel to the server: "none" is as they are, or one of `fedcl list compression`."""
 
 
 class Run(Section):
@@ -246,6 +248,8 @@ class Config(Section):
     """The merger's own options: mergers.ties.keep = 0.3."""
     growth: dict[str, dict[str, Value]] = {}
     """The growth rules' own options: growth.threshold.units = 16."""
+    compression: dict[str, dict[str, Value]] = {}
+    """The compression's own options: compression.topk.keep = 0.05."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()

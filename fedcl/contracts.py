@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
+from fedcl.protocols import Compression as Compression
 from fedcl.protocols import Each, Old
 from fedcl.structure import Layer
 

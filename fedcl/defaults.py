@@ -30,7 +30,7 @@ def fill(config: Config) -> Config:
         parts += [plugins.load("growth", name) for name in rules] if config.model.heads == "task" else []
         wanted = {getattr(part, "masks", "none") for part in parts} - {"none"}
         masks = wanted.pop() if wanted else "none"
-    changes |= _rules(config)
+    changes |= _rules(config) | _compression(config)
     changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})
     if "+" not in config.data.name:
         plugin = plugins.load("datasets", config.data.name.partition(":")[0])
@@ -54,6 +54,15 @@ def _rules(config: Config) -> dict[str, Any]:
         own = {name: _options(rule, given.get(name, {})) for name, rule in found.items()}
         filled[kind] = {name: options for name, options in own.items() if options}
     return filled
+
+
+def _compression(config: Config) -> dict[str, Any]:
+    """The options of how updates travel, beside any that are a mistake."""
+    name = config.federation.compress
+    if name == "none":
+        return {}
+    own = _options(plugins.load("compression", name), config.compression.get(name, {}))
+    return {"compression": dict(config.compression) | ({name: own} if own else {})}
 
 
 def _options(plugin: Any, given: Mapping[str, Any], skip: int = 0) -> dict[str, Any]:

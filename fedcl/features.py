@@ -7,6 +7,7 @@ are the row ranges of each hospital, `training` those of their training samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +35,10 @@ def impute(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], fla
     return unknown[:, list(flagged)].float()
 
 
-def normalize(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], how: object) -> None:
+def normalize(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], how: object) -> dict[str, Any]:
     """Subtract a mean and divide by a deviation, per channel of an image or per feature of a table.
+
+    Returns {"how": none, train, client or given} and, where all hospitals have the same, "mean" and "std", for JSON.
 
     Args:
         x: [N, *shape].
@@ -46,12 +49,17 @@ def normalize(x: Tensor, hospitals: Sequence[slice], training: Sequence[slice], 
     if how == "train":
         mean, std = _moments([x[rows] for rows in training])
         x.sub_(mean).div_(std)
-    elif how == "client":
+        return {"how": "train", "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+    if how == "client":
         for rows, own in zip(hospitals, training, strict=True):
             mean, std = _moments([x[own]])
             x[rows] = (x[rows] - mean) / std
-    elif isinstance(how, dict):
-        x.sub_(_given(x, "mean", how.get("mean", 0.0))).div_(_given(x, "std", how.get("std", 1.0)))
+        return {"how": "client"}
+    if isinstance(how, dict):
+        mean, std = _given(x, "mean", how.get("mean", 0.0)), _given(x, "std", how.get("std", 1.0))
+        x.sub_(mean).div_(std)
+        return {"how": "given", "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+    return {"how": "none"}
 
 
 def method(data: Data, tabular: bool) -> object:

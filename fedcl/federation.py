@@ -70,6 +70,7 @@ class Federation:
     _samples: np.ndarray  # [N], a row's place in the data set
     _starts: np.ndarray  # [3 hospitals + 1], the first row of each (hospital, split)
     _inside: np.ndarray  # [tasks, N] bool, whether a row belongs to a task
+    scaling: dict[str, Any] = field(default_factory=dict)  # how x was normalised, see `features.normalize`
     _cache: Cache = field(default_factory=lambda: Cache(_CACHE_BYTES))
 
     def counts(self) -> np.ndarray:
@@ -125,6 +126,7 @@ class Federation:
             "members": [list(hospitals) for hospitals in self.members],
             "groups": [list(clients) for clients in self.groups],
             "flagged": list(self.flagged),
+            "normalize": self.scaling,
             "schedule": [[list(now) for now in stage] for stage in self.schedule],
             "counts": self._counts.tolist(),
         }
@@ -167,7 +169,7 @@ def build(config: Config, samples: Samples | None = None, place: Place | None = 
     first = np.where(inside.any(0), inside.argmax(0), len(drafts))
     order = np.lexsort((first, parts, owner))  # stable; a task's samples lie together
     starts = np.searchsorted((owner * 3 + parts)[order], np.arange(hospitals * 3 + 1))
-    x, flagged = _features(samples, order, starts, config, place.flagged if place else None)
+    x, flagged, scaling = _features(samples, order, starts, config, place.flagged if place else None)
     shape = tuple(x.shape[1:])
     # Flags of missing values are features too: a permutation has to know of them.
     tasks = drafts if shape == samples.x.shape[1:] else streams.build(samples, config.stream, seed, shape)
@@ -191,13 +193,14 @@ def build(config: Config, samples: Samples | None = None, place: Place | None = 
         _samples=order,
         _starts=starts,
         _inside=inside[:, order],
+        scaling=scaling,
     )
 
 
 def _features(
     samples: Samples, order: np.ndarray, starts: np.ndarray, config: Config, flagged: tuple[int, ...] | None
-) -> tuple[Tensor, tuple[int, ...]]:
-    """The samples in order, as the model sees them, [N, *shape] float32, and the columns with flags."""
+) -> tuple[Tensor, tuple[int, ...], dict[str, Any]]:
+    """The samples in order, as the model sees them, [N, *shape] float32, the columns with flags, the normalisation."""
     x = torch.from_numpy(samples.x[order])
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
     there = [k for k in range(0, len(starts) - 1, 3) if starts[k + 3] > starts[k]]  # not so elsewhere
@@ -206,8 +209,8 @@ def _features(
     if flagged is None:
         flagged = features.lacking(x, training) if samples.missing else ()
     flags = features.impute(x, hospitals, training, flagged) if samples.missing or flagged else None
-    features.normalize(x, hospitals, training, features.method(config.data, samples.tabular))
-    return (x if flags is None else torch.cat([x.nan_to_num_(0.0), flags], dim=1)), flagged
+    scaling = features.normalize(x, hospitals, training, features.method(config.data, samples.tabular))
+    return (x if flags is None else torch.cat([x.nan_to_num_(0.0), flags], dim=1)), flagged, scaling
 
 
 def _count(inside: np.ndarray, cells: np.ndarray, sizes: tuple[int, int, int]) -> np.ndarray:

@@ -119,11 +119,20 @@ def read(path: Path) -> tuple[Params, Params]:
 
 def restore(config: Config, federation: Federation, params: Params, values: bool = True) -> DynamicNet:
     """A net in evaluation mode with the task modules that these parameters name; it holds them, or its own start."""
+    sizes = {task.id: len(task.classes) for task in federation.tasks}
+    outputs = federation.outputs(config.model.heads)
+    return rebuild(config, federation.shape, outputs, sizes, params, values)
+
+
+def rebuild(
+    config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int], params: Params, values: bool = True
+) -> DynamicNet:
+    """The same without the federation: the shape of a sample, outputs of a head that tasks share, classes by task."""
     with rng.torch_global(config.seed, "init"):
-        net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
-        for task in federation.tasks:
-            if any(name.startswith((f"tasks.{task.id}.", f"gates.{task.id}.")) for name in params):
-                net.add_task(task.id, len(task.classes), config.model.expansion_units)
+        net = dynamic_net.build(config.model, shape, outputs)
+        for task, size in sizes.items():
+            if any(name.startswith((f"tasks.{task}.", f"gates.{task}.")) for name in params):
+                net.add_task(task, size, config.model.expansion_units)
     if values:
         structure.resize(net, params)
         net.load_state_dict(params)

@@ -11,7 +11,7 @@ import torch
 
 from fedcl import augment, defaults, methods, optimizers, rng
 from fedcl.config import Config
-from fedcl.contracts import Batch, Job
+from fedcl.contracts import Batch, Job, Params
 from fedcl.federation import Federation
 from fedcl.models import dynamic_net
 from fedcl.models._layers import draw_from
@@ -59,11 +59,19 @@ def forecast(config: Config, federation: Federation) -> Forecast:
                 for client, job in plan.training(state, group, stage, number):
                     moves = {n: v for n, v in job.arrays.items() if n in trained and method.trainable(n, stage)}
                     sizes[0] += sum(value.nbytes for value in job.arrays.values())
-                    sizes[1] += sum(value.nbytes for value in moves.values())
+                    sizes[1] += _sent(plan, moves)
                     steps += _steps(config, federation, client, job)
         down.append(sizes[0] / config.train.rounds)
         up.append(sizes[1] / config.train.rounds)
     return Forecast(net.sizes(), down, up, steps, _measure(config, federation, net))
+
+
+def _sent(plan: Plan, moves: Params) -> int:
+    """Bytes of a client's deltas as they travel, where none of them is zero."""
+    if plan.compression and moves:
+        ones = {name: torch.ones_like(value) for name, value in moves.items()}
+        moves = plan.compression.encode(ones, torch.Generator())
+    return sum(value.nbytes for value in moves.values())
 
 
 def _steps(config: Config, federation: Federation, client: int, job: Job) -> int:

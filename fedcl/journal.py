@@ -54,8 +54,9 @@ class Journal:
 
 
 def totals(collections: Sequence[Collection]) -> dict[str, float]:
-    """Bytes of a phase, each way."""
-    return {name: sum(getattr(c, name) for c in collections) for name in _TRAFFIC}
+    """Bytes of a phase, each way; where updates are compressed, also what would have come up without that."""
+    names = (*_TRAFFIC, "bytes_up_raw") if any(c.compressed for c in collections) else _TRAFFIC
+    return {name: sum(getattr(c, name) for c in collections) for name in names}
 
 
 def named(phase: str, figures: Mapping[str, float]) -> list[Record]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fedcl import infer, rng, scores
+from fedcl import compression, infer, rng, scores
 from fedcl.config import Config
 from fedcl.contracts import Job, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
@@ -32,6 +32,7 @@ class Plan:
     ) -> None:
         self.config, self.federation, self.method, self._owner = config, federation, method, owner
         self._stays = rules(config)[1].stays
+        self.compression = compression.build(config)
         self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
 
     def overall(self, stage: int, number: int) -> int:

@@ -1,11 +1,11 @@
-"""What a method may ask of the net besides the task's own logits."""
+"""What a method may ask of the net besides the task's own logits, and how a client's deltas may travel."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 class Old(Protocol):
@@ -34,3 +34,21 @@ class Each(Protocol):
     def __call__(self, params: Mapping[str, Tensor], x: Tensor, index: Tensor, teacher: bool = False) -> Tensor:
         """A teacher answers in evaluation mode and takes no gradient."""
         ...
+
+
+class Compression:
+    """How a client's deltas travel; what a plug-in of `compression/` fills. Options are the fields of the subclass."""
+
+    remembers: ClassVar[bool] = False  # what was not sent stays in the client's memory, for its next deltas
+
+    def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        """A client's deltas by parameter, at least one → what is sent instead; draws are made on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} has no encode")
+
+    def decode(self, sent: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse: deltas with the names, shapes and dtypes of `like`.
+
+        Raises:
+            ValueError: `encode` cannot have made this of such deltas. What comes here is not to be trusted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decode")

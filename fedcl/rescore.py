@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,16 @@ class Scored:
     what: str  # model and data, in words
 
 
-def rescore(run: Path, dataset: str = "", rule: str = "") -> Scored:
+def rescore(
+    run: Path, dataset: str = "", rule: str = "", change: Callable[[Params], Params] = lambda params: params
+) -> Scored:
     """Score the model of a finished run, or the newest checkpoint of another, hospital by hospital.
 
     Args:
         run: the run directory.
         dataset: another data set, split between the hospitals in the run's way; "" is the run's own.
         rule: how the task is inferred; "" is as in the run.
+        change: what is done to the parameters before.
 
     Raises:
         FedclError: it is no run directory, nothing is saved yet, or data or rule do not suit the model.
@@ -55,6 +58,8 @@ def rescore(run: Path, dataset: str = "", rule: str = "") -> Scored:
     rule = infer.resolve(rule or config.model.infer)
     if config.data.own and not dataset:
         raise FedclError(f"{run}: the hospitals hold the data, each its own; score it on another with --dataset")
+    if config.data.fingerprint and not dataset:
+        raise FedclError(f"{run}: its data were handed in from Python; score it on another with --dataset")
     data = {"name": dataset, "options": {}, "own": False} if dataset else {}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     hospitals = federation.build(config)
@@ -62,7 +67,8 @@ def rescore(run: Path, dataset: str = "", rule: str = "") -> Scored:
     models, seen, what = _models(run, hospitals)
     replies: list[Params] = []
     known: set[str] = set()
-    for clients, model in zip(hospitals.groups, models, strict=True):
+    for clients, saved in zip(hospitals.groups, models, strict=True):
+        model = replace(saved, params=change(saved.params))
         indices = _tasks(model, config, hospitals)
         known |= {hospitals.tasks[index].id for index in indices}
         replies += _replies(config, hospitals, clients, model, indices, seen, rule)

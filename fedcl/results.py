@@ -98,6 +98,7 @@ class Result:
     metrics: dict[str, float]  # metrics.summary, and what the run itself recorded as final
     bytes_down: float  # server to clients, whole run, all kinds of messages
     bytes_up: float
+    bytes_up_raw: float  # what bytes_up would be if updates were not compressed
 
     def __repr__(self) -> str:
         """The figures that matter most; the arrays would fill pages."""
@@ -150,6 +151,8 @@ def _fields(run: Path, plan: dict[str, Any], records: tuple[Record, ...]) -> dic
     for name in ("bytes_down", "bytes_up"):
         sums = [r.value for r in records if r.name == name and r.client is None]
         fields[name] = float(np.nansum(sums))
+    raw = [r.value for r in records if r.name == "bytes_up_raw"]
+    fields["bytes_up_raw"] = float(np.nansum(raw)) if raw else fields["bytes_up"]
     final = {r.name: r.value for r in records if r.phase == "final" and r.client is None and r.task is None}
     draft = Result(**fields, metrics={})
     fields["metrics"] = final | summary(draft.known, draft.unknown)

@@ -270,7 +270,7 @@ class Server:
         if not self._store and len(self._saved) == 2:  # clients keep their own memories, and need not keep all
             kept = {client: tuple(saved.get(client, "") for saved in self._saved) for client, _ in jobs}
             jobs = [(client, replace(job, keep=kept[client])) for client, job in jobs]
-        return Collection(jobs, expected, on_fault, self._plan.unfit)
+        return Collection(jobs, expected, on_fault, self._plan.unfit, self._plan.compression)
 
     def _accept(self, group: Group, update: Update) -> None:
         """Note what a valid answer means for the client's memory."""

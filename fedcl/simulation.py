@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl import augment, defaults, finish, holdings, infer, merge, methods, plugins, report, rng, run_dir
+from fedcl import augment, compression, defaults, finish, holdings, infer, merge, methods, plugins, report, rng, run_dir
 from fedcl import federation as federations
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -83,6 +83,7 @@ def check(config: Config) -> None:
     try:
         methods.build(config)
         merge.rules(config)
+        compression.build(config)
         plugins.check("models", config.model.name)
     except plugins.UnknownPlugin as error:
         raise FedclError(str(error)) from error

@@ -65,7 +65,8 @@ def figures(result: Result) -> RenderableType:
 
 def costs(result: Result) -> RenderableType:
     """What was sent, how far the net has grown, how fast it answers, and where the report is."""
-    rows = {sent(result): f"{units.size(result.bytes_down)} down, {units.size(result.bytes_up)} up, {_phases(result)}"}
+    up = f"{units.size(result.bytes_up)} up{uncompressed(result)}"
+    rows = {sent(result): f"{units.size(result.bytes_down)} down, {up}, {_phases(result)}"}
     sizes = [r.value for r in result.records if r.phase == "model" and r.task is None and r.name == "parameters"]
     if sizes:
         growth = result.metrics.get("parameter_growth", sizes[-1] / sizes[0])
@@ -97,6 +98,11 @@ def sent(result: Result) -> str:
     """What to call the bytes: what stays in one place is not sent."""
     alone = any(len(members) > 1 for members in result.members) or len(result.members) < 2
     return "moved on one machine" if alone else "sent in all"
+
+
+def uncompressed(result: Result) -> str:
+    """What would have come up if updates were not compressed, where they are."""
+    return f" (of {units.size(result.bytes_up_raw)} uncompressed)" if result.bytes_up_raw != result.bytes_up else ""
 
 
 def _phases(result: Result) -> str:

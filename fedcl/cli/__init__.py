@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(simulate.simulate)
 app.command()(runs.report)
 app.command()(runs.evaluate)
+app.command()(runs.export)
 app.command("list")(plugins.show)
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")

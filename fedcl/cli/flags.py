@@ -40,6 +40,7 @@ FLAGS = (
     Flag("epochs", "train.epochs", "INT", "5", "Local epochs of a round", _TRAIN),
     Flag("batch-size", "train.batch_size", "INT", "32", "Samples of a step", _TRAIN),
     Flag("lr", "train.lr", "FLOAT", "0.05", "Learning rate", _TRAIN),
+    Flag("compress", "federation.compress", "NAME", "none", "Of updates: int8, topk, sparse", _TRAIN),
     Flag("seed", "seed", "INT", "0", "All draws follow from it", _WHERE),
     Flag("threads", "run.threads", "INT", "1", "torch threads; 0 is torch's choice", _WHERE),
     Flag("runtime", "run.runtime", "NAME", "inline", "or processes, ray, superlink", _WHERE),

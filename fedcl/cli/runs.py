@@ -1,4 +1,4 @@
-"""`fedcl report` and `fedcl evaluate`: what can be done with a run directory."""
+"""`fedcl report`, `fedcl evaluate` and `fedcl export`: what can be done with a run directory."""
 
 from __future__ import annotations
 
@@ -40,3 +40,25 @@ def evaluate(
     with terminal.told(FedclError):
         scored = rescore.rescore(run, dataset, infer)
         terminal.console().print(summary.by_hospital(scored))
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory, finished.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file, safetensors.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Weights as 8-bit numbers, one scale an output.")] = False,
+) -> None:
+    """Write a finished run's merged model as one file, for `fedcl.load_export`."""
+    from fedcl import export as exports
+    from fedcl import units
+    from fedcl.cli import terminal
+    from fedcl.contracts import FedclError
+
+    with terminal.told(FedclError):
+        done = exports.export(run, output, int8)
+    kind = f"{units.size(done.bytes)} of {units.size(done.bytes_float)} as float32" if int8 else units.size(done.bytes)
+    typer.echo(f"{output}: {kind}")
+    for name, before, after in done.accuracies:
+        now = f", {units.percent(after, 2)} % as exported" if int8 else ""
+        typer.echo(f"accuracy, {name}: {units.percent(before, 2)} %{now}")
+    if done.unscored:
+        typer.echo(f"accuracy is not measured: {done.unscored}")

@@ -128,7 +128,7 @@ def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
     kept = result.metrics.get("memory_per_hospital", float("nan"))
     return [
         Tile("Sent to clients", size(result.bytes_down), "", ("training, consolidation, evaluation",)),
-        Tile("Sent by clients", size(result.bytes_up), "", ("training, consolidation, evaluation",)),
+        Tile("Sent by clients", size(result.bytes_up), "", _sent(result)),
         Tile("Time", duration(float(status["seconds"])), "", (str(status["clock"]),)),
         Tile("Parameter growth", ratio, "", (change,)),
         Tile("Inference", speed, "", ("per sample",)),
@@ -140,6 +140,14 @@ def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
         ),
         Tile("Kept by a hospital", size(kept) if np.isfinite(kept) else "–", "", ("in its own store, at most",)),
     ]
+
+
+def _sent(result: Result) -> tuple[str, ...]:
+    """What a hospital's bytes are, and what they would be if updates were not compressed."""
+    phases = "training, consolidation, evaluation"
+    if result.bytes_up_raw == result.bytes_up:
+        return (phases,)
+    return (phases, f"of {size(result.bytes_up_raw)} uncompressed")
 
 
 def switch_data(result: Result) -> dict[str, Any]:

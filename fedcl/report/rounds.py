@@ -81,7 +81,9 @@ def traffic(result: Result) -> Figure:
     down, up = per_round(result, "bytes_down"), per_round(result, "bytes_up")
     title, caption = "Bytes per round", "Payload of a round's training messages, all clients together."
     series = [Series("to clients", down, "c0"), Series("from clients", up, "c1 d1")]
-    axis = from_zero([v for _, v in (*down, *up)], "bytes", size)
+    if raw := per_round(result, "bytes_up_raw"):
+        series.append(Series("from clients, if not compressed", raw, "c2 d2"))
+    axis = from_zero([v for _, v in (*down, *up, *raw)], "bytes", size)
     head = Head("traffic", title, caption)
     return Figure(title, caption, curves(head, series, rounds(result), axis, boundaries(result)))
 

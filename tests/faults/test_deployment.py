@@ -125,6 +125,14 @@ def _patient(config: Config):
     return simulate(config)
 
 
+def test_compressed_updates_over_the_wire_are_those_of_an_inline_run(deployment, tmp_path):
+    """With what a hospital still owes in its own store, in the second round."""
+    topk = {"federation": {"compress": "topk"}, "compression": {"topk": {"keep": 0.2}}}
+    changes = {"train": {"rounds": 2}, "stream": {"tasks": 1, "classes": [[0, 1, 2]]}}
+    inline = simulate(_config(tmp_path / "inline", None, **merged(changes, **topk)))
+    assert_same(inline, simulate(_config(tmp_path / "run", deployment, **merged(changes, **topk))))
+
+
 class Fateful(Method):
     """Kills its worker in the first stage at client 1; tells in the second that client 0 is at work, and is slow."""
 

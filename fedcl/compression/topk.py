@@ -1,0 +1,42 @@
+"""The largest entries of an update now, the others when they have added up (sparsified SGD with memory).
+
+Stich, Cordonnier & Jaggi 2018, arXiv 1809.07599, algorithm 1, with a client's delta of a round in place of a gradient.
+Error feedback is that of Seide et al. 2014 (1-bit SGD). Deviation: what is owed at an entry waits while the entry does
+not move, so that nothing reaches a parameter that a method has frozen meanwhile.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from fedcl.compression import _flat
+from fedcl.contracts import Compression
+
+
+@dataclass(frozen=True)
+class TopK(Compression):
+    """comp_k: of the whole update the k = keep · P entries of largest magnitude, with their places.
+
+    Attributes:
+        keep: share of the entries that are sent, in (0, 1]; papers take 0.001 to 0.1 for large nets.
+    """
+
+    keep: float = 0.1
+    remembers = True
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep = {self.keep} must be in (0, 1]")
+
+    def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        """`values` float32 [k] and their `places`; fewer where fewer are not zero."""
+        flat = _flat.joined(deltas)
+        index = flat.abs().topk(max(round(self.keep * len(flat)), 1)).indices.sort().values
+        return _flat.sparse(flat, index[flat[index] != 0])
+
+    def decode(self, sent: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Zero where nothing was sent."""
+        device = next(iter(like.values())).device
+        return _flat.parted(_flat.dense(sent, _flat.count(like), device), like)
