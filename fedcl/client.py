@@ -5,6 +5,7 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -58,13 +59,13 @@ class Client:
         memory = start = (
             {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))
         )
+        if job.broadcast and not evaluates:
+            memory = self.method.receive(self._here.memory(job.broadcast), memory)
         if self._merger.stays:
-            job = own.bring(job, memory, self._net.fresh)
+            job = own.bring(job, memory, functools.partial(self._fresh, client, job.arrays, memory))
         self._net.load(job.arrays)
         if evaluates:
             return self._evaluate(client, job)
-        if job.broadcast:
-            memory = self.method.receive(self._here.memory(job.broadcast), memory)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if self._merger.stays and job.phase == "train":
@@ -249,6 +250,10 @@ class Client:
         if not len(batch.y):
             return {}
         return {"local/accuracy": evaluate.accuracy(self.net, task, batch), "local/n": float(len(batch.y))}
+
+    def _fresh(self, client: int, shared: Params, memory: Memory, task: str) -> Params:
+        """The module that a client starts a task with, where modules stay."""
+        return self.method.new_module(client, self._net.fresh(task), shared, memory)
 
     def _trained(self, job: Job) -> Params:
         """The parameters of the Job that may move, by name; all others take no gradient."""

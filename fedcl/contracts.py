@@ -168,10 +168,11 @@ class Method:
     value in a step, and memory shapes change at consolidation only. Options are the fields of the (frozen) subclass.
     """
 
-    sends: ClassVar[Literal["task", "round"]] = "task"  # when `upload` and `server` are called
+    sends: ClassVar[Literal["task", "round", "both"]] = "task"  # when `upload` and `server` are called
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
     needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
-    masks: ClassVar[Masks] = "none"  # each task sees the trunk through a mask over its units, or over its weights
+    personal: ClassVar[bool] = False  # a task's module stays at its hospital: federation.merger = "personal"
+    masks: ClassVar[Masks] = "none"  # through which kind of masks each task sees the trunk
     every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
     edits_last: ClassVar[bool] = False  # what `edit_update` guarantees would be lost by an edit that follows
     alone: ClassVar[bool] = False  # cannot be combined
@@ -192,6 +193,17 @@ class Method:
     def trainable(self, name: str, stage: int) -> bool:
         """Whether the parameter may move in this stage; what may not is neither optimised nor sent back."""
         return True
+
+    def trainable_past(self, name: str) -> bool:
+        """Whether a parameter of an earlier task's module may move, for `needs_past`; its masks may not."""
+        return ".trunk." not in name
+
+    def new_module(self, client: int, module: Params, shared: Params, memory: Memory) -> Params:
+        """What a client's own module of a new task starts from, parameters and masks by name, for `personal`.
+
+        `module` is what everybody would start from, `shared` is the trunk.
+        """
+        return module
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Once, when a client starts a stage with a task."""

@@ -58,7 +58,7 @@ class Net:
 
     def fresh(self, task: str) -> Params:
         """The module of a task as everybody starts it: its parameters and masks, by name."""
-        twin = DynamicNet(self.net.trunk, self.net.weight_norm, masks=self.net.masks)
+        twin = DynamicNet(self.net.trunk, self.net.weight_norm, masks=self.net.masks, adapters=self.net.adapters)
         with rng.torch_global(self._config.seed, "init", task=self.tasks[task].index):
             twin.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
         return {name: value.detach() for name, value in twin.state_dict().items() if not name.startswith("trunk.")}
