@@ -1,4 +1,4 @@
-"""FedWeIT: shared base weights through a mask for each task, sparse weights of the task's own, and those of others.
+"""FedWeIT: a base through a mask for each task, plus the task's own sparse weights, plus those of other hospitals.
 
 Yoon et al. 2021 (ICML), eq. 2: hospital c sees each layer for its task t as
 
