@@ -2,21 +2,22 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    errors offline config protocols structure contracts         the experiment, the records, where draws come from
-    rng plugins defaults toml                                   every option written out
-    datasets partition tasks features augment federation        what the hospitals hold, and when
-    holdings                                                    the same where no one else sees it
-    models extract _sample_grads sample_moments fisher infer
-    evaluate                                                    what they train and are asked
-    growth methods                                              how they grow and remember
-    aggregators mergers merge                                   the rules by which many nets become one
-    quantize compression                                        how deltas travel
-    optimizers batches store device net shelf own client        one client's Job: the only training loop
-    scores units metrics results report run_dir                 what comes out
-    state plan collect growing journal privacy server           the only round loop
-    runtime deploy                                              Flower: apps, wire, one file per way to run
-    finish simulation                                           the whole story on one page
-    forecast rescore export explain choices settings summary view cli  around it
+    errors offline config protocols structure samples contracts  the experiment, and the records
+    rng plugins defaults toml                                     where draws come from, every option written out
+    datasets partition tasks features augment federation          what the hospitals hold, and when
+    holdings                                                      the same where no one else sees it
+    models extract _sample_grads sample_moments fisher infer      what they train …
+    evaluate                                                      … and are asked
+    growth methods                                                how they grow and remember
+    aggregators mergers merge                                     the rules by which many nets become one
+    quantize compression                                          how deltas travel
+    optimizers batches store device net shelf exam own client     one client's Job: the only training loop
+    scores units metrics results report run_dir                   what comes out
+    state plan collect growing journal privacy server             the only round loop
+    runtime deploy                                                Flower: apps, wire, one file per way to run
+    finish simulation                                             the whole story on one page
+    forecast rescore export explain choices settings summary      around it …
+    view cli                                                      … and in front of it
 """
 
 from __future__ import annotations

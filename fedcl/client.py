@@ -5,15 +5,17 @@ It knows nothing of Flower. All that it remembers between jobs is in the client 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
 
-from fedcl import batches, compression, evaluate, infer, own, rng, structure
+from fedcl import batches, compression, infer, own, rng, structure
 from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Moment, Params, Step, Task, Update, role
 from fedcl.device import Device
+from fedcl.exam import Exam
 from fedcl.federation import Federation
 from fedcl.merge import MEASURED, rules
 from fedcl.methods import Combination
@@ -47,6 +49,7 @@ class Client:
         self._net = Net(config, federation, self.device)
         self.net, self.tasks = self._net.net, self._net.tasks
         self._shelf = Shelf(config, federation, self._here, self._net)
+        self._exam = Exam(config, federation, self._net, self._shelf)
         _, self._merger = rules(config)
         self._compression = compression.build(config)
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
@@ -60,16 +63,17 @@ class Client:
         memory = start = (
             {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))
         )
+        if job.broadcast and not evaluates:
+            memory = self.method.receive(self._here.memory(job.broadcast), memory)
         if self._merger.stays:
             self._net.load(job.arrays)
-            job = own.bring(job, memory, self._net.fresh, self.net.growable(()))
+            fresh = functools.partial(self._fresh, client, job.arrays, memory)
+            job = own.bring(job, memory, fresh, self.net.growable(()))
         self._net.load(job.arrays)
         if self._grows:
             memory = structure.fit(memory, job.arrays)
         if evaluates:
-            return self._evaluate(client, job)
-        if job.broadcast:
-            memory = self.method.receive(self._here.memory(job.broadcast), memory)
+            return self._exam.test(client, job)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if self._merger.stays and job.phase == "train":
@@ -108,12 +112,12 @@ class Client:
             memory = self.method.begin_task(context, params, memory)
         if samples == 0:  # of a stream, none came since
             return Update(client, {}, 0.0, {"loss": 0.0}), memory
-        metrics = self._validate(client, job) if "validate" in job.flags else {}
+        metrics = self._exam.validate(client, job, self.method.watches) if "validate" in job.flags else {}
         loss, steps, examples, memory = self._fit(context, job, params, parts, memory)
         metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
         with torch.no_grad():
             if "local" in job.flags:
-                metrics |= self._local(client, job)
+                metrics |= self._exam.local(client, job)
             memory = self.method.end_round(replace(context, step=steps), params, memory)
             extras = self.method.sent("round", memory)
             if "consolidate" in job.flags:
@@ -214,7 +218,7 @@ class Client:
                 params[name].copy_(value)
         return self.method.track(context, step, memory) if "track" in self._hooks else memory
 
-    # ── consolidate and evaluate ─────────────────────────────────────────────────────────────────────────────────
+    # ── consolidate ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _consolidate(self, client: int, job: Job, memory: Memory) -> tuple[Update, Memory]:
         memory, extras = self._end(client, job, memory)
@@ -247,39 +251,9 @@ class Client:
             extras |= self.method.sent("task", memory)
         return memory, extras
 
-    def _evaluate(self, client: int, job: Job) -> Update:
-        arrays: Params = {}
-        tasks = [self.tasks[name] for name in job.tasks]
-        for hospital in self.federation.members[client]:
-            data = [(task, self._shelf.test(hospital, task)) for task in tasks]
-            counted = evaluate.count(self.net, tasks, job.seen, data, self.config.model.infer, job.broadcast)
-            for task, (answers, scores) in counted.items():
-                arrays[f"{hospital}.{task}.answers"] = answers
-                arrays[f"{hospital}.{task}.scores"] = scores
-        return Update(client, arrays, 0.0, {}, version=job.version)
-
-    def _validate(self, client: int, job: Job) -> dict[str, float]:
-        """How the incoming model does on the validation samples of the client's tasks."""
-        parts = self._shelf.parts(client, job, "val")
-        total = sum(len(batch.y) for _, batch in parts)
-        right = loss = 0.0
-        for task, batch in parts:
-            self._net.allow(task, job.seen)
-            right += evaluate.accuracy(self.net, task, batch) * len(batch.y)
-            loss += float(evaluate.losses(self.net, task, batch).sum()) if self.method.watches else 0.0
-        if not total:
-            return {}
-        told = {"validate/loss": loss / total} if self.method.watches else {}
-        return {"validate/accuracy": right / total, "validate/n": float(total)} | told
-
-    def _local(self, client: int, job: Job) -> dict[str, float]:
-        """Accuracy of the client's own model, before the merge, on its test samples of the task."""
-        if len(self.federation.members[client]) > 1:
-            return {}
-        (task, batch), *_ = self._shelf.parts(client, job, "test")
-        if not len(batch.y):
-            return {}
-        return {"local/accuracy": evaluate.accuracy(self.net, task, batch), "local/n": float(len(batch.y))}
+    def _fresh(self, client: int, shared: Params, memory: Memory, task: str) -> Params:
+        """The module that a client starts a task with, where modules stay."""
+        return self.method.new_module(client, self._net.fresh(task), shared, memory)
 
     def _trained(self, job: Job) -> Params:
         """The parameters of the Job that may move, by name; all others take no gradient."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Masks = Literal["none", "units", "weights", "slices"]
+Masks = Literal["none", "units", "weights", "slices", "adaptive"]
 Value = bool | int | float | str | list[Any] | dict[str, Any]
 
 
@@ -114,9 +114,11 @@ class Model(Section):
     """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all."""
     infer: str = "auto"
     """How the task is inferred where it is not known, of `fedcl.infer.RULES`; `auto` is the best for the heads."""
-    masks: Literal["auto", "none", "units", "weights", "slices"] = "auto"
-    """Each task sees the trunk through a mask over its units or its weights, or as the slice of it that there was;
-    `auto` is what the method or the growth rule needs."""
+    masks: Literal["auto", "none", "units", "weights", "slices", "adaptive"] = "auto"
+    """Each task sees the trunk through a mask over its units or its weights, as the slice of it that there was, or
+    through a mask and weights that it adds (`adaptive`); `auto` is what the method or the growth rule needs."""
+    adapters: Positive = 4
+    """Of how many other hospitals a task may use the added weights (masks = "adaptive")."""
     growth: str = "none"
     """When and by how much the net grows, of `fedcl list growth`, joined with `+`; `none` keeps its size."""
     weights: str = ""
@@ -191,7 +193,7 @@ class Federation(Section):
     """Rule for the trunk, and for a head that all tasks share."""
     merger: str = "auto"
     """Rule for task modules, of `fedcl list mergers` or an aggregator; `auto` is `weighted`, or the aggregator where
-    that is not linear."""
+    that is not linear, or `personal` where the method says so."""
     consolidate_on: Literal["merged", "local"] = "merged"
     """The parameters that a method's Fisher, anchor or teacher is taken at."""
     compress: str = "none"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,41 +17,18 @@ from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
 from fedcl.protocols import Compression as Compression
 from fedcl.protocols import Each, Old
+from fedcl.samples import SPLITS as SPLITS
+from fedcl.samples import TEST as TEST
+from fedcl.samples import TRAIN as TRAIN
+from fedcl.samples import UNASSIGNED as UNASSIGNED
+from fedcl.samples import VAL as VAL
+from fedcl.samples import Samples as Samples
+from fedcl.samples import Task as Task
 from fedcl.structure import Layer
 
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
 Phase = Literal["train", "consolidate", "evaluate"]
-TRAIN, VAL, TEST, UNASSIGNED = 0, 1, 2, -1
-SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A data set in memory, before anybody owns a part of it."""
-
-    x: np.ndarray  # [N, *shape], float32 or uint8 (0…255)
-    y: np.ndarray  # [N] int64, 0 ≤ y < C
-    classes: tuple[str, ...]  # the C class names
-    site: np.ndarray | None = None  # [N] int64, the hospital that a sample comes from
-    sites: tuple[str, ...] = ()  # their names
-    split: np.ndarray | None = None  # [N] int8: TRAIN, VAL, TEST as published, or UNASSIGNED
-    missing: bool = False  # NaN in x means "not measured": imputed in each hospital, and flagged
-    tabular: bool = False  # features on different scales
-    origin: np.ndarray | None = None  # [N] int64, which data set of a sequence
-    origins: tuple[str, ...] = ()  # their names
-
-
-@dataclass(frozen=True)
-class Task:
-    """A set of classes or a domain, with an identity that all clients share."""
-
-    id: str  # [a-z0-9_]+; it becomes a part of parameter names
-    index: int
-    classes: tuple[int, ...]  # global class ids, in the order of the module's outputs
-    title: str = ""  # what a person reads: "0, 1" or "rotated 36°"
-    transform: Callable[[Tensor], Tensor] | None = None  # what the domain does to x [n, *shape]; None is nothing
-    site: int | None = None  # only samples of this site belong to it; None is all
 
 
 @dataclass(frozen=True)
@@ -175,10 +151,11 @@ class Method:
     value in a step, and memory shapes change at consolidation only. Options are the fields of the (frozen) subclass.
     """
 
-    sends: ClassVar[Literal["task", "round"]] = "task"  # when `upload` and `server` are called
+    sends: ClassVar[Literal["task", "round", "both"]] = "task"  # when `upload` and `server` are called
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
     needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
-    masks: ClassVar[Masks] = "none"  # each task sees the trunk through a mask over its units, or over its weights
+    masks: ClassVar[Masks] = "none"  # through which kind of masks each task sees the trunk
+    personal: ClassVar[bool] = False  # a task's module stays at its hospital: federation.merger = "personal"
     watches: ClassVar[bool] = False  # hospitals measure the incoming model's loss on validation samples in each round
     resizes: ClassVar[bool] = True  # works with a net that grows: what it remembers by parameter is fitted
     every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
@@ -201,6 +178,17 @@ class Method:
     def trainable(self, name: str, stage: int) -> bool:
         """Whether the parameter may move in this stage; what may not is neither optimised nor sent back."""
         return True
+
+    def trainable_past(self, name: str) -> bool:
+        """Whether a parameter of an earlier task's module may move, for `needs_past`; its masks may not."""
+        return ".trunk." not in name
+
+    def new_module(self, client: int, module: Params, shared: Params, memory: Memory) -> Params:
+        """What a client's own module of a new task starts from, parameters and masks by name, for `personal`.
+
+        `module` is what everybody would start from, `shared` is the trunk.
+        """
+        return module
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Once, when a client starts a stage with a task."""

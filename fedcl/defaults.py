@@ -43,7 +43,11 @@ def _rules(config: Config) -> dict[str, Any]:
     """The rules that merge: `auto` resolved, and their options."""
     aggregator, merger = config.federation.aggregator, config.federation.merger
     plugin = plugins.load("aggregators", aggregator)
-    if merger == "auto":
+    if merger == "auto" and any(
+        getattr(plugins.load("methods", n), "personal", False) for n in plugins.split(config.method)
+    ):
+        merger = "personal"
+    elif merger == "auto":
         merger = "weighted" if getattr(plugin, "linear", True) else aggregator
     used: dict[str, dict[str, Any]] = {"aggregators": {aggregator: plugin}, "mergers": {}}
     kind = "aggregators" if merger in plugins.names("aggregators") else "mergers"

@@ -19,9 +19,10 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequ
     """The Job as if its modules had been sent: those of the client's memory, or a new task's starting weights.
 
     Args:
-        job: with what all share. An evaluation is cut down to the tasks that the client has a module for.
+        job: with what all share. An evaluation, and the earlier tasks of a training, are cut down to the tasks that the
+            client has a module for.
         memory: the client's.
-        fresh: task → its module as everybody starts it.
+        fresh: task → the module that the client starts it with.
         layers: of the trunk, what can grow: modules to be trained see all that there is now.
     """
     mine = {key.removeprefix(_OWN): value for key, value in memory.items() if key.startswith(_OWN)}
@@ -33,6 +34,7 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequ
             mine |= {} if task in there else fresh(task)
             if job.phase == "train":
                 mine |= structure.follow(job.arrays | mine, layers, task)
+        job = replace(job, past=tuple(task for task in job.past if task in there))
     wanted = {*job.tasks, *job.past}
     return replace(job, arrays=job.arrays | {name: value for name, value in mine.items() if role(name) in wanted})
 

@@ -155,8 +155,8 @@ class Server:
                         uploads[update.client] = (update.weight, update.extras)
             before = group.params
             group.params, group.rules = merge.apply(before, group.rules)
-            self._edit(group, stage, number + 1, before, metrics)
             self._absorb("round", group, stage, number, sent)
+            self._edit(group, stage, number + 1, before, metrics)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
         facts = totals(collections) | {

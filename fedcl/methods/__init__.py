@@ -38,9 +38,18 @@ def build(config: Config) -> Combination:
         parts[name.replace("-", "_")] = plugins.make("growth", name, config.growth.get(name, {}))
     _together(parts)
     for name, part in parts.items():
-        if why := part.unfit(config):
+        if why := part.unfit(config) or _homeless(part, config):
             raise FedclError(f"method {name!r} {why}")
     return Combination(parts, growth=[rule.replace("-", "_") for rule in rules])
+
+
+def _homeless(part: Method, config: Config) -> str:
+    """Why modules that have to stay at their hospital cannot; "" if they can, or need not."""
+    if part.personal and config.federation.merger not in ("auto", "personal"):
+        return "keeps a task's module at its hospital: federation.merger must be 'auto' or 'personal'"
+    if part.personal and config.model.heads != "task":
+        return "keeps a task's module at its hospital: model.heads must be 'task'"
+    return ""
 
 
 def _together(parts: dict[str, Method]) -> None:
@@ -93,8 +102,19 @@ class Combination(Method):
         return all(part.trainable(name, stage) for part in self.parts.values())
 
     def moves(self, name: str, job: Job) -> bool:
-        """Whether a parameter of a Job may move in it; the masks of an earlier task are its own."""
-        return self.trainable(name, job.stage) and not (".trunk." in name and role(name) in job.past)
+        """Whether a parameter of a Job may move in it."""
+        past = role(name) in job.past
+        return self.trainable(name, job.stage) and (not past or self.trainable_past(name))
+
+    def trainable_past(self, name: str) -> bool:
+        """Whether a part that asks for earlier tasks' modules lets the parameter move."""
+        return any(part.trainable_past(name) for part in self.parts.values() if part.needs_past)
+
+    def new_module(self, client: int, module: Params, shared: Params, memory: Memory) -> Params:
+        """One part after the other, each with its own memory."""
+        for _, part, own in self._with("new_module", memory):
+            module = part.new_module(client, module, shared, own)
+        return module
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Each part's, on its own memory."""
@@ -171,7 +191,7 @@ class Combination(Method):
 
     def sent(self, when: str, memory: Memory) -> Memory:
         """What all parts upload after a "task" or a "round", prefixed."""
-        parts = [each for each in self._with("upload", memory) if each[1].sends == when]
+        parts = [each for each in self._with("upload", memory) if each[1].sends in (when, "both")]
         return _join({name: part.upload(own) for name, part, own in parts}, {}) if parts else {}
 
     def absorb(
@@ -180,7 +200,7 @@ class Combination(Method):
         """Each part's server half, on its own state and uploads: (the whole state, what these parts broadcast)."""
         states, broadcasts = {}, {}
         for name, part, own in self._with("server", state):
-            if part.sends == when:
+            if part.sends in (when, "both"):
                 views = [(weight, _view(upload, name)) for weight, upload in uploads]
                 states[name], broadcasts[name] = part.server(params, own, views)
         return _join(states, state), _join(broadcasts, {})

@@ -1,4 +1,4 @@
-"""How a task sees the trunk: through a mask over its units, or over its weights, or as the slice that it met.
+"""How a task sees the trunk: a mask over units or weights, the slice that it met, or weights of its own.
 
 Masks act on parameters, never on activations: a unit behind a gate m ∈ [0, 1] is a layer whose row of weights, and
 whose bias, are multiplied by m (the same thing for ReLU, since max(0, m h) = m max(0, h)).
@@ -54,10 +54,44 @@ class WeightMask(nn.Module):
         return values * (self.owner != self.UNUSED) if values.dim() > 1 else values
 
 
-Mask = UnitMask | WeightMask
+class AdaptiveMask(nn.Module):
+    """A layer as a task makes it of the shared one: B ⊙ σ(logits) + A + Σ_j α_j A_j, and a bias of its own.
+
+    Yoon et al. 2021 (FedWeIT), eq. 2: σ(logits) [units] is the task's mask m, `adaptive` its A, `attention` its α over
+    what it `received` of others. In evaluation mode, what of A is not above `threshold` in size counts as 0.
+    """
+
+    received: Tensor
+    threshold: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, adapters: int) -> None:
+        super().__init__()
+        shape, units = layer.weight.shape, len(layer.weight)
+        self.logits = nn.Parameter(torch.randn(units) / units**0.5)
+        self.adaptive = nn.Parameter(torch.zeros(shape))
+        self.attention = nn.Parameter(torch.zeros(adapters))
+        self.bias = None if layer.bias is None else nn.Parameter(torch.zeros(units))
+        self.register_buffer("received", torch.zeros(adapters, *shape))
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The shared weight [units, …] → the task's; the shared bias [units] → the task's own."""
+        if values.dim() == 1:
+            return values if self.bias is None else self.bias
+        own = self.adaptive if self.training else pruned(self.adaptive, self.threshold)
+        gate = torch.sigmoid(self.logits).view(-1, *[1] * (values.dim() - 1))
+        return values * gate + own + (self.attention @ self.received.flatten(1)).view_as(own)
 
 
-def build(trunk: nn.Module, kind: Masks) -> nn.ModuleDict:
+Mask = UnitMask | WeightMask | AdaptiveMask
+
+
+def pruned(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """The values, with exact zeros where they are at most the threshold in size."""
+    return values * (values.abs() > threshold)
+
+
+def build(trunk: nn.Module, kind: Masks, adapters: int = 1) -> nn.ModuleDict:
     """Fresh masks of one task, by layer; a key is the layer's name with "-" for ".".
 
     Raises:
@@ -67,11 +101,13 @@ def build(trunk: nn.Module, kind: Masks) -> nn.ModuleDict:
         return nn.ModuleDict()
     if kind == "slices":
         return _slices.build(trunk)
-    if kind == "weights":
-        layers = {name: layer for name, layer in trunk.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
-        return nn.ModuleDict({key(name): WeightMask(layer.weight.shape) for name, layer in layers.items()})
-    layers = {name: cast(nn.Linear, trunk.get_submodule(name)) for name in chain(trunk)}
-    return nn.ModuleDict({key(name): UnitMask(len(layer.weight)) for name, layer in layers.items()})
+    if kind == "units":
+        gated = {name: cast(nn.Linear, trunk.get_submodule(name)) for name in chain(trunk)}
+        return nn.ModuleDict({key(name): UnitMask(len(layer.weight)) for name, layer in gated.items()})
+    layers = {name: layer for name, layer in trunk.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    if kind == "adaptive":
+        return nn.ModuleDict({key(name): AdaptiveMask(layer, adapters) for name, layer in layers.items()})
+    return nn.ModuleDict({key(name): WeightMask(layer.weight.shape) for name, layer in layers.items()})
 
 
 def chain(trunk: nn.Module) -> tuple[str, ...]:

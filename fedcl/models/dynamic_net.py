@@ -25,12 +25,12 @@ from fedcl import plugins, structure
 from fedcl.config import Masks, Model
 from fedcl.contracts import FedclError, role
 from fedcl.models import _masks, _slices
-from fedcl.models._masks import WeightMask, needs_task, own_rows
+from fedcl.models._masks import WeightMask, needs_task, own_rows, pruned
 from fedcl.models._weights import load_weights
 from fedcl.structure import Layer
 
 __all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "WeightMask"]
-__all__ += ["build", "close_gates", "load_weights", "needs_task", "own_rows"]
+__all__ += ["build", "close_gates", "load_weights", "needs_task", "own_rows", "pruned"]
 
 SHARED = "shared"  # the name of the head that all tasks use
 OPEN = 2.0  # a new gate's logit: σ(2) = 0.88 lets nearly all through and still has a slope
@@ -126,6 +126,7 @@ class DynamicNet(nn.Module):
         weight_norm: weight normalisation of modules that are added from now on.
         shared: the head that all tasks use; None gives each task its own.
         masks: through which kind of masks a task sees the trunk.
+        adapters: for "adaptive" masks, how many others' weights a task may use.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class DynamicNet(nn.Module):
         weight_norm: bool = False,
         shared: SharedHead | None = None,
         masks: Masks = "none",
+        adapters: int = 1,
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -141,6 +143,7 @@ class DynamicNet(nn.Module):
         self.gates = nn.ModuleDict()
         self.weight_norm = weight_norm
         self.masks = masks
+        self.adapters = adapters
         if masks == "units":
             _masks.chain(trunk)  # or the reason why not
         self._shared = shared is not None
@@ -172,7 +175,7 @@ class DynamicNet(nn.Module):
         if self.masks != "none" or not self._shared:
             gate = nn.Module() if self._shared else Gate(expansion_units)
             if self.masks != "none":
-                gate.add_module("trunk", _masks.build(self.trunk, self.masks))
+                gate.add_module("trunk", _masks.build(self.trunk, self.masks, self.adapters))
             self.gates[task] = gate.to(like).train(self.training)
 
     def has(self, task: str) -> bool:
@@ -283,6 +286,6 @@ def build(model: Model, shape: tuple[int, ...], outputs: int) -> DynamicNet:
     trunk: nn.Module = trunk_of(tuple(shape), **model.options)
     masks = "none" if model.masks == "auto" else model.masks
     if model.heads == "task":
-        return DynamicNet(trunk, model.weight_norm, masks=masks)
+        return DynamicNet(trunk, model.weight_norm, masks=masks, adapters=model.adapters)
     head = SharedHead(cast(int, trunk.width), outputs, model.head_bias, by_place=model.heads == "domain")
-    return DynamicNet(trunk, shared=head, masks=masks)
+    return DynamicNet(trunk, shared=head, masks=masks, adapters=model.adapters)

@@ -110,6 +110,15 @@ VARIANTS = {
         "method": "packnet",
         "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
     },
+    "own weights, and tasks come back": {
+        "method": "fedweit",
+        "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
+    },
+    "own weights, some hospitals a round, convolutions": {
+        "method": "fedweit",
+        "federation": {"clients": 4, "fraction": 0.5, "consolidate_on": "local"},
+        "model": {"name": "cnn", "options": SMALL["cnn"]},
+    },
     "gates, late hospitals": {"method": "hat", "stream": {"schedule": "staggered"}},
     "everything anew, late hospitals": {"method": "cumulative", "stream": {"schedule": "staggered"}},
     "all at once, Fishers apart": {"federation": {"kind": "joint"}, "methods": {"ewc": {"form": "separate"}}},

@@ -15,7 +15,7 @@ ZERO = {
     "derpp": {"alpha": 0.0, "beta": 0.0},
 }
 # These have no strength: a basis or a memory that is empty, a mask that is open, and bounds.
-WITHOUT = {"agem", "cumulative", "finetune", "fot", "freeze", "gpm", "hat", "ogd", "packnet"}
+WITHOUT = {"agem", "cumulative", "fedweit", "finetune", "fot", "freeze", "gpm", "hat", "ogd", "packnet"}
 
 
 def test_every_method_is_in_one_of_the_lists():

@@ -1,0 +1,327 @@
+"""FedWeIT: what a task sees, what is held, what is sent, and whose knowledge a hospital uses."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+
+import pytest
+import torch
+from contexts import context
+from safetensors.torch import load_file
+from small import BASE, merged
+from torch.func import functional_call
+
+from fedcl.config import Config, Model
+from fedcl.contracts import Batch, FedclError, Job, Moment, Step
+from fedcl.methods import Combination
+from fedcl.methods.fedweit import FedWeIT
+from fedcl.models import dynamic_net
+from fedcl.runtime import wire
+from fedcl.simulation import simulate
+
+GATE = "gates.t0.trunk.layers-0"
+NOTHING = Batch(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+
+
+def _net(name="mlp", options=None, tasks=1, shape=(2,)):
+    torch.manual_seed(0)
+    model = Model(name=name, options=options or {"hidden": [2]}, masks="adaptive", adapters=2)
+    net = dynamic_net.build(model, shape, 3)
+    for task in range(tasks):
+        net.add_task(f"t{task}", 2, 4)
+    return net
+
+
+def _set(net, **values):
+    """Parameters and masks of task 0's first layer."""
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(net.get_submodule(GATE), name).copy_(torch.tensor(value))
+
+
+def _example(net):
+    with torch.no_grad():
+        net.trunk.layers[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    third = torch.log(torch.tensor(1 / 3)).item()  # σ = 1/4
+    _set(net, logits=[0.0, third], adaptive=[[0.1, -0.001], [0.0, 1.0]], attention=[2.0, -1.0], bias=[5.0, 6.0])
+    _set(net, received=[[[1.0, 0.0], [0.0, 0.5]], [[0.0, 3.0], [0.0, 0.0]]], threshold=0.001)
+
+
+def test_a_task_s_weight_by_hand():
+    """B ⊙ m + A + 2 A_1 − A_2 with m = (½, ¼); -0.001 is not above the threshold and counts in training only."""
+    net = _net()
+    _example(net)
+    mask, layer = net.get_submodule(GATE), net.trunk.layers[0]
+    expected = torch.tensor([[0.5 + 0.1 + 2, 1 - 0.001 - 3], [0.75, 1 + 1 + 1.0]])
+    torch.testing.assert_close(mask(layer.weight), expected)
+    assert mask(layer.bias).tolist() == [5.0, 6.0]
+    net.eval()
+    expected[0, 1] += 0.001
+    torch.testing.assert_close(mask(layer.weight), expected)
+    x = torch.tensor([[1.0, -1.0]])
+    torch.testing.assert_close(net.features(x, "t0"), torch.relu(x @ expected.T + torch.tensor([5.0, 6.0])))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("mlp", {"hidden": [6, 5]}, (1, 8, 8)),
+        ("mlp", {"hidden": [6], "bias": False}, (1, 8, 8)),
+        ("cnn", {"channels": [3, 4], "width": 5}, (1, 8, 8)),
+        ("resnet18", {"width_multiplier": 0.0625}, (1, 8, 8)),
+    ],
+)
+def test_every_layer_of_a_trunk_is_seen_so(name, options, shape):
+    net = _net(name, options, shape=shape)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, value in net.gates["t0"].trunk.state_dict().items():
+            if not key.endswith("threshold"):
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+    weights = dict(net.trunk.named_parameters())
+    for key, mask in net.gates["t0"].trunk.items():
+        layer = key.replace("-", ".")
+        weight = weights[f"{layer}.weight"]
+        gate = torch.sigmoid(mask.logits).reshape(-1, *[1] * (weight.dim() - 1))
+        others = mask.attention[0] * mask.received[0] + mask.attention[1] * mask.received[1]
+        weights[f"{layer}.weight"] = weight * gate + mask.adaptive + others
+        if f"{layer}.bias" in weights:
+            weights[f"{layer}.bias"] = mask.bias
+    x = torch.randn(3, *shape, generator=generator)
+    torch.testing.assert_close(net.features(x, "t0"), functional_call(net.trunk, weights, (x,)))
+
+
+def _past():
+    """Task 1 is trained; task 0's layer was ((1, 2), (3, 4)) ⊙ (½, ¼) + 0, and A and B have moved since."""
+    net = _net(tasks=2)
+    base = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    gate = torch.tensor([0.5, 0.25])
+    memory = {"gate/t0/layers.0": gate, "held/t0/layers.0": base * gate[:, None]}
+    params = {
+        "trunk.layers.0.weight": base + torch.tensor([[1.0, 0.0], [0.0, -2.0]]),
+        f"{GATE}.adaptive": torch.tensor([[0.5, 0.0], [0.1, 0.0]]),
+        f"{GATE.replace('t0', 't1')}.logits": torch.tensor([1.0, 0.0]),
+        f"{GATE.replace('t0', 't1')}.adaptive": torch.tensor([[0.0, -1.0], [2.0, 0.0]]),
+    }
+    params = {name: value.requires_grad_() for name, value in params.items()}
+    return context(net, task=1, past=(0,)), params, memory
+
+
+def test_retention_by_hand():
+    """ΔB ⊙ m + ΔA = ((½ + ½, 0), (0.1, −½)): squares sum to 1.26; dB = 2λ2 (·) m, dA = 2λ2 (·)."""
+    ctx, params, memory = _past()
+    method = FedWeIT(strength=10.0, sparsity=0.0, step="explicit")
+    value = method.penalty(ctx, params, NOTHING, memory)
+    torch.testing.assert_close(value, torch.tensor(12.6))
+    value.backward()
+    drift = torch.tensor([[1.0, 0.0], [0.1, -0.5]])
+    torch.testing.assert_close(params[f"{GATE}.adaptive"].grad, 20 * drift)
+    gate = torch.tensor([[0.5], [0.25]])
+    torch.testing.assert_close(params["trunk.layers.0.weight"].grad, 20 * drift * gate)
+    assert method.penalty(ctx, params, NOTHING, {}).item() == 0.0  # it never had task 0
+
+
+def test_sparsity_by_hand():
+    """λ1 (|A| of both tasks 0.6 + 3, and σ(1) + σ(0) of the task's mask)."""
+    ctx, params, memory = _past()
+    value = FedWeIT(sparsity=0.1).penalty(ctx, params, NOTHING, memory)
+    torch.testing.assert_close(value, torch.tensor(0.1 * (0.6 + 3 + 0.7310586 + 0.5)))
+
+
+def test_the_proximal_step_is_the_minimum():
+    ctx, params, memory = _past()
+    method, eta = FedWeIT(strength=3.0, closed=0.0), ctx.lr
+    after = {name: value.detach() for name, value in params.items()}
+    ctx = replace(ctx, start={"trunk.layers.0.weight": torch.zeros(2, 2)})
+    edited, _ = method.edit_update(ctx, Step({}, {}, after), memory)
+    base, adaptive = (edited[name].clone().requires_grad_() for name in ("trunk.layers.0.weight", f"{GATE}.adaptive"))
+    gate, held = memory["gate/t0/layers.0"][:, None], memory["held/t0/layers.0"]
+    moved = (base - after["trunk.layers.0.weight"]).square().sum() + (
+        adaptive - after[f"{GATE}.adaptive"]
+    ).square().sum()
+    (moved / 2 + eta * 3.0 * (base * gate + adaptive - held).square().sum()).backward()
+    for value in (base, adaptive):
+        torch.testing.assert_close(value.grad, torch.zeros(2, 2), atol=1e-6, rtol=0)
+    assert not torch.equal(base, after["trunk.layers.0.weight"])
+
+
+def test_a_closed_unit_s_base_does_not_move():
+    """Half of two units: the smaller mask is row 1; it is back where the round began, by a bit."""
+    ctx, params, memory = _past()
+    start = torch.tensor([[0.3, 0.3], [0.7, 0.7]])
+    ctx = replace(ctx, start={"trunk.layers.0.weight": start})
+    after = {name: value.detach() for name, value in params.items()}
+    edited, _ = FedWeIT(closed=0.5, strength=3.0).edit_update(ctx, Step({}, {}, after), memory)
+    assert torch.equal(edited["trunk.layers.0.weight"][1], start[1])
+    assert not torch.equal(edited["trunk.layers.0.weight"][0], start[0])
+    pull = 2 * 0.1 * 3 / (1 + 2 * 0.1 * 3)  # A alone absorbs: A − p (B m + A − θ)
+    expected = torch.tensor([0.1, 0.0]) - pull * (
+        start[1] * 0.25 + torch.tensor([0.1, 0.0]) - torch.tensor([0.75, 1.0])
+    )
+    torch.testing.assert_close(edited[f"{GATE}.adaptive"][1], expected)
+
+
+def test_the_server_averages_over_those_that_sent():
+    """Unit 0 came of 3 of 4 samples: a mean over all of 3 is one of 4; unit 1 of nobody stays; unit 2 of all."""
+    method = FedWeIT()
+    uploads = [
+        (3.0, {"open/layers.0": torch.tensor([1.0, 0.0, 1.0])}),
+        (1.0, {"open/layers.0": torch.tensor([0.0, 0.0, 1.0])}),
+    ]
+    shares, news = method.server({}, {}, uploads)
+    assert shares["open/layers.0"].tolist() == [0.75, 0.0, 1.0]
+    assert news == {}
+    before = {"trunk.layers.0.weight": torch.ones(3, 2)}
+    params = {"trunk.layers.0.weight": torch.tensor([[4.0, 1.0], [1.0, 1.0], [3.0, 3.0]])}
+    moment = Moment(0, 1, 2, ("t0",), ())
+    merged = method.merged(moment, before, params, shares)[0]["trunk.layers.0.weight"]
+    assert merged.tolist() == [[5.0, 1.0], [1.0, 1.0], [3.0, 3.0]]
+
+
+def test_what_is_sent_of_a_task_has_exact_zeros():
+    net = _net()
+    _example(net)
+    ctx, method = context(net), FedWeIT(sparsity=0.1)
+    params = dict(net.named_parameters())
+    assert method.upload(method.end_task(ctx, params, NOTHING, {})) == {}  # it sat the task out
+    memory = method.end_task(ctx, params, NOTHING, method.end_round(ctx, params, {}))
+    sent = method.upload(memory)
+    assert {name: value.tolist() for name, value in sent.items()} == {"mine/0/layers.0": [[0.0, 0.0], [0.0, 1.0]]}
+    torch.testing.assert_close(memory["held/t0/layers.0"], torch.tensor([[0.6, 0.999], [0.75, 2.0]]))
+    again = method.upload(method.end_round(ctx, params, memory))
+    assert set(again) == {"open/layers.0"}  # once a task
+
+
+def _fresh(client, memory):
+    net = _net()
+    module = {name: value for name, value in net.state_dict().items() if not name.startswith("trunk.")}
+    shared = {name: value for name, value in net.state_dict().items() if name.startswith("trunk.")}
+    return FedWeIT(start=0.5).new_module(client, module, shared, memory), shared
+
+
+def test_a_new_module_begins_with_others_knowledge_and_never_its_own():
+    knowledge = {f"theirs/{client}/layers.0": torch.full((2, 2), float(client)) for client in range(4)}
+    for client, others in {0: [1.0, 2.0], 1: [2.0, 3.0], 2: [3.0, 0.0], 3: [0.0, 1.0]}.items():
+        module, shared = _fresh(client, knowledge)
+        assert module[f"{GATE}.received"][:, 0, 0].tolist() == others
+    assert torch.equal(module[f"{GATE}.adaptive"], 0.5 * shared["trunk.layers.0.weight"])
+    assert torch.equal(module[f"{GATE}.bias"], shared["trunk.layers.0.bias"])
+    torch.testing.assert_close(module[f"{GATE}.threshold"], torch.tensor(0.001))
+    alone, _ = _fresh(2, {"theirs/2/layers.0": torch.ones(2, 2)})
+    assert not alone[f"{GATE}.received"].any()
+
+
+def test_the_server_keeps_the_latest_of_each_hospital():
+    method = FedWeIT()
+    first = [(1.0, {"mine/0/layers.0": torch.ones(2)}), (1.0, {"mine/1/layers.0": torch.zeros(2)})]
+    news = (
+        method.server({}, {}, first)[1] | method.server({}, {}, [(1.0, {"mine/0/layers.0": torch.full((2,), 7.0)})])[1]
+    )
+    assert {name: value[0].item() for name, value in news.items()} == {
+        "theirs/0/layers.0": 7.0,
+        "theirs/1/layers.0": 0.0,
+    }
+    assert method.receive(news, {"held/t0/layers.0": torch.ones(1)}).keys() == {"held/t0/layers.0", *news}
+
+
+def test_of_an_earlier_task_only_its_own_weights_move():
+    method = Combination({"fedweit": FedWeIT()})
+    job = Job("train", 1, 2, ("t1",), {}, past=("t0",))
+    moving = ["trunk.layers.0.weight", "gates.t1.trunk.layers-0.logits", "tasks.t1.out.bias", f"{GATE}.adaptive"]
+    still = [f"{GATE}.logits", f"{GATE}.attention", f"{GATE}.bias", "tasks.t0.out.bias", "gates.t0.logits"]
+    assert [method.moves(name, job) for name in moving + still] == [True] * 4 + [False] * 5
+
+
+# ── a whole federation ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _memories(result):
+    """Each hospital's newest memory, from its store on disk."""
+    folders = sorted((result.path / "clients").iterdir())
+    return [load_file(max(f.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)) for f in folders]
+
+
+def test_modules_hold_what_the_others_sent(run):
+    result = run("run", method="fedweit", stream={"tasks": 3}, model={"adapters": 3})
+    memories = _memories(result)
+    assert tomllib.loads((result.path / "config.toml").read_text())["federation"]["merger"] == "personal"
+    assert len(memories) == 3
+    for client, memory in enumerate(memories):
+        first, last = (memory[f"own/gates.t{task}.trunk.layers-0.received"] for task in (0, 2))
+        assert not first.any()
+        others = [memory[f"fedweit/theirs/{(client + k) % 3}/layers.0"] for k in (1, 2)]
+        assert torch.equal(last, torch.stack([*others, torch.zeros_like(others[0])]))
+        assert memory["own/gates.t2.trunk.layers-0.attention"][:2].all()
+        assert not memory["own/gates.t2.trunk.layers-0.attention"][2]
+
+
+def test_a_hospital_that_was_away_gets_the_knowledge_too(run):
+    table = [[0, 0, 0], [1, 1, -1], [2, 2, 2]]
+    result = run("away", method="fedweit", stream={"schedule": "table", "table": table})
+    memories = _memories(result)
+    assert not any("own/gates.t1" in name for name in memories[2])
+    received = [memory["own/gates.t2.trunk.layers-0.received"] for memory in memories]
+    assert torch.equal(received[2][0], received[1][1])  # hospital 0's, of t1
+    assert received[2][0].any()
+
+
+def test_a_third_of_the_units_is_not_sent_and_knowledge_is_sparse(run, monkeypatch):
+    moved, sent, encode = [], [], wire.encode_update
+
+    def spy(update):
+        moved.extend(value.clone() for name, value in update.arrays.items() if name == "trunk.layers.0.weight")
+        sent.extend(value for name, value in update.extras.items() if "/mine/" in name)
+        assert not any(name.startswith(("gates.", "tasks.")) for name in update.arrays if update.weight)
+        return encode(update)
+
+    monkeypatch.setattr(wire, "encode_update", spy)
+    run("run", method="fedweit", methods={"fedweit": {"closed": 0.3, "sparsity": 0.03}})
+    assert len(moved) == 3 * 3 * 2
+    assert all(int((value == 0).all(1).sum()) >= 4 for value in moved)  # ⌊0.3 · 16⌋
+    assert len(sent) == 3 * 3 * 2  # hospitals × tasks × layers
+    assert min(float((value == 0).double().mean()) for value in sent) > 0.3
+    assert all(value.any() for value in sent)
+
+
+@pytest.mark.parametrize("step", ["proximal", "explicit"])
+def test_old_tasks_are_held_better_than_without_retention(run, step):
+    """By how far the weights are from those at the task's end that a hospital remembers."""
+    drift = {}
+    for strength in (0.0, 3.0):
+        options = {"strength": strength, "step": step}
+        result = run(f"run{strength}", method="fedweit", methods={"fedweit": options}, train={"rounds": 4})
+        squares = []
+        for memory in _memories(result):
+            gate, held = memory["fedweit/gate/t0/layers.0"], memory["fedweit/held/t0/layers.0"]
+            base = load_file(result.path / "model.safetensors")["trunk.layers.0.weight"]
+            now = base * gate[:, None] + memory["own/gates.t0.trunk.layers-0.adaptive"]
+            squares.append(float((now - held).square().sum()))
+        drift[strength] = sum(squares)
+    assert drift[3.0] < 0.5 * drift[0.0]
+
+
+def test_it_works_with_convolutions(tmp_path):
+    data = {"options": {"samples": 240, "classes": 4, "shape": [1, 8, 8]}}
+    start = merged(BASE, data=data, stream={"tasks": 2}, run={"output": str(tmp_path / "cnn")})
+    model = {"name": "cnn", "options": {"channels": [4, 4], "width": 16}}
+    result = simulate(Config.model_validate(start | {"method": "fedweit", "model": model}))
+    assert [record for record in result.records if record.phase == "fault"] == []
+    assert _memories(result)[0]["own/gates.t1.trunk.convs-1.received"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"federation": {"merger": "weighted"}}, "merger must be 'auto' or 'personal'"),
+        ({"federation": {"aggregator": "median"}}, "must be 'fedavg'"),
+        ({"model": {"heads": "shared", "mask": "task"}}, "heads must be 'task'"),
+        ({"model": {"masks": "units"}}, "model.masks"),
+        ({"methods": {"fedweit": {"closed": 1.0}}}, "closed"),
+        ({"methods": {"fedweit": {"step": "closed"}}}, "explicit"),
+    ],
+)
+def test_what_cannot_work_is_refused(run, tmp_path, changes, message):
+    with pytest.raises(FedclError, match=message):
+        run("refused", method="fedweit", **changes)
+    assert not (tmp_path / "refused").exists()
