@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from fedcl.config import Masks
+from fedcl.config import Config, Masks
 from fedcl.contracts import Memory, Method, Moment, Params
 from fedcl.growth._stall import Stall
 from fedcl.structure import Kind, widen
@@ -50,6 +50,10 @@ class Progressive(Method):
         self._stall()
         if min(self.units, self.heads, self.adapter) < 0 or self.limit < 1:
             raise ValueError(f"units, heads and adapter must be ≥ 0, limit = {self.limit} ≥ 1")
+
+    def unfit(self, config: Config) -> str:
+        """All steps are in the trunk."""
+        return "grows the trunk; take model.name = 'mlp', 'cnn' or 'vit'" if config.model.name == "resnet18" else ""
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Note the round's losses, and take the next step where they have stalled."""
