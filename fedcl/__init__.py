@@ -11,7 +11,7 @@ The reading order, which is also the order of imports: a module imports only mod
     aggregators mergers merge                                   the rules by which many nets become one
     optimizers batches store device net shelf own client        one client's Job: the only training loop
     scores units metrics results report run_dir                 what comes out
-    state plan collect journal privacy server                   the only round loop
+    state plan collect journal synthesis privacy server         the only round loop
     runtime deploy                                              Flower: apps, wire, one file per way to run
     finish simulation                                           the whole story on one page
     forecast rescore explain choices settings summary view cli  around it
