@@ -51,7 +51,7 @@ class Target(Method):
         generators: trained one after another from new weights, each makes a share of the samples; ≥ 1.
         lr: of the generator (Adam), > 0; typically 0.001 to 0.01.
         noise: length of z, ≥ 1; typically 32 to 256.
-        width: channels, or hidden units, of the generator, ≥ 1; typically 32 to 128.
+        width: channels, or hidden units, of the generator, ≥ 1; typically 16 to 128.
         size: samples of a step of the generator, ≥ 2.
         agree: a_class, ≥ 0; typically 1.
         spread: a_spread, ≥ 0; typically 0 to 1.
@@ -65,12 +65,12 @@ class Target(Method):
     temperature: float = 2.0
     samples: int = 100
     batch: int = 0
-    steps: int = 300
+    steps: int = 200
     generators: int = 1
     lr: float = 0.002
     noise: int = 64
-    width: int = 64
-    size: int = 128
+    width: int = 32
+    size: int = 64
     agree: float = 1.0
     spread: float = 1.0
     statistics: float = 1.0

@@ -7,8 +7,9 @@ import json
 import pytest
 from small import assert_same
 
-# One of each kind: importances, buffers, teachers, paths, bases, masks over weights and units, everything anew.
-METHODS = ("ewc", "replay", "lwf", "si", "gpm", "packnet", "hat", "cumulative")
+# One of each kind: importances, buffers, teachers, paths, bases, masks over weights and units, everything anew,
+# and samples that the server makes.
+METHODS = ("ewc", "replay", "lwf", "si", "gpm", "packnet", "hat", "cumulative", "target")
 CASES = {name: {"method": name} for name in METHODS}
 CASES |= {
     "a Fisher that is summed over hospitals": {"method": "ewc", "methods": {"ewc": {"share": "sum"}}},

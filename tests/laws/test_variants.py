@@ -69,6 +69,13 @@ VARIANTS = {
         "method": "packnet",
         "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
     },
+    "made-up samples, late hospitals": {"method": "target", "stream": {"schedule": "staggered"}},
+    "made-up samples in one head, each alone": {
+        "method": "target",
+        "federation": {"kind": "local"},
+        "model": {"heads": "shared", "options": {"hidden": [16]}},
+    },
+    "made-up samples through masks": {"method": "hat+target"},
     "gates, late hospitals": {"method": "hat", "stream": {"schedule": "staggered"}},
     "everything anew, late hospitals": {"method": "cumulative", "stream": {"schedule": "staggered"}},
     "all at once, Fishers apart": {"federation": {"kind": "joint"}, "methods": {"ewc": {"form": "separate"}}},
