@@ -146,7 +146,9 @@ def untaught(ctx: Context) -> Params:
     """A student: parameters of the net's own shape, drawn anew where a layer knows how; each takes a gradient."""
     twin = copy.deepcopy(ctx.net)
     with rng.torch_global_from(split(ctx)):
-        for module in twin.modules():
+        for _, module in sorted(
+            twin.named_modules(), key=lambda named: named[0]
+        ):  # a resumed run adds tasks in any order
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
     return {name: value.detach().requires_grad_() for name, value in twin.named_parameters()}
