@@ -13,7 +13,7 @@ The reading order, which is also the order of imports: a module imports only mod
     quantize compression                                          how deltas travel
     optimizers batches store device net shelf exam own client     one client's Job: the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing journal privacy server             the only round loop
+    state plan collect growing journal synthesis privacy server   the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
     forecast rescore export explain choices settings summary      around it …

@@ -119,6 +119,9 @@ class Context:
     clients: int = 1  # of the whole federation
     again: bool = False  # the client has consolidated this task in an earlier stage: its samples were offered
     progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
+    labels: Callable[[Task], tuple[int, ...]] = lambda task: tuple(range(len(task.classes)))  # a task's own outputs
+    shape: tuple[int, ...] = ()  # of a sample; this and the next for `synthesize` only
+    bounds: tuple[Tensor, Tensor] | None = None  # least and largest value of a sample, [C, 1, 1], where they are known
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,14 @@ class Method:
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
+        return state, {}
+
+    def synthesize(self, ctx: Context, params: Params, state: Memory) -> tuple[Memory, Memory]:
+        """Server half, at the end of each stage but the last: what can be asked of the merged net alone.
+
+        `ctx` is no client's: `ctx.past` are all tasks so far, `ctx.task` is one of this stage. Called after `server`,
+        also where nobody sent anything: (merged parameters, state) → (state, broadcast).
+        """
         return state, {}
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:

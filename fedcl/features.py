@@ -69,6 +69,24 @@ def method(data: Data, tabular: bool) -> object:
     return "train" if tabular else "none"
 
 
+def bounds(data: Data, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest value that the settings let an image have, by channel [C, 1, 1] or [1, 1, 1].
+
+    None where they do not say: of tables, and where mean and deviation are measured, which then are 0 and 1.
+    Images of floating-point numbers are taken to be in 0…1, as those of bytes are.
+
+    Args:
+        data: the settings.
+        shape: of a sample; three numbers are an image.
+    """
+    how = method(data, tabular=False)
+    if len(shape) != 3 or how in ("train", "client"):
+        return None
+    x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).repeat(1, shape[0], 1, 1)
+    normalize(x, [], [], how)
+    return x[0], x[1]
+
+
 def _moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and deviation over all parts but NaN: [1, C, 1, …] each; a constant feature gets deviation 1."""
     dims = (0, *range(2, parts[0].ndim))

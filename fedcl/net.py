@@ -107,7 +107,11 @@ class Net:
             "past": past,
             "old": functools.partial(self._old, past),
             "each": functools.partial(self._each, known, job.seen),
+            "labels": self._labels,
         }
+
+    def _labels(self, task: Task) -> tuple[int, ...]:
+        return tuple(self.labels(task, torch.tensor(task.classes, device=self._device)).tolist())
 
     def _call(self, task: str | Sequence[str], params: Mapping[str, Tensor], x: Tensor) -> Any:
         """The net at these parameters, its own for all others; where all are its own, without a functional call."""

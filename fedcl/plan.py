@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fedcl import compression, infer, rng, scores
 from fedcl.config import Config
-from fedcl.contracts import Job, Moment, Params, Phase, Task, Update, role
+from fedcl.contracts import Job, Memory, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
 from fedcl.merge import misfit, rules
 from fedcl.methods import Combination
@@ -125,13 +125,16 @@ class Plan:
 
     def _jobs(self, phase: Phase, state: State, group: Group, stage: int, overall: int, clients: Sequence[int]) -> Jobs:
         shared: dict[tuple[int, ...], Params] = {}  # one dict for equal needs: it is encoded once
+        news: dict[int, Memory] = {}
         jobs = []
         for client in clients:
             tasks = self._due(client, stage) if phase == "train" else self.federation.schedule[stage][client]
             past = self.past(stage, group.clients, tasks) if self.method.uses_past else []
             if tasks not in shared:
                 shared[tasks] = self.needed(group.params, [*tasks, *(task.index for task in past)])
-            told = state.told.get(client, -1) >= group.broadcast_at
+            told = state.told.get(client, 0)
+            if told not in news:
+                news[told] = group.news(told)
             job = Job(
                 phase=phase,
                 stage=stage,
@@ -139,7 +142,7 @@ class Plan:
                 tasks=tuple(self.federation.tasks[index].id for index in tasks),
                 arrays=shared[tasks],
                 version=state.versions.get(client, ""),
-                broadcast={} if told else group.broadcast,
+                broadcast=news[told],
                 past=tuple(task.id for task in past),
                 seen=tuple(group.seen),
             )

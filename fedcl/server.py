@@ -23,6 +23,7 @@ from fedcl.plan import Jobs, Plan
 from fedcl.run_dir import RunDir
 from fedcl.state import Group, State
 from fedcl.store import Store
+from fedcl.synthesis import Synthesis
 
 Uploads = dict[int, tuple[float, Params]]  # client → samples, what it sent
 _CHECKPOINT_SHARE = 0.05  # of the time, where the config does not say how often
@@ -66,6 +67,7 @@ class Server:
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
         self._journal = Journal(run, federation, self._plan)
+        self._synthesis = Synthesis(config, federation, method, self._plan)
         self.state = State([Group(clients) for clients in federation.groups])
 
     def run(self, state: State | None = None) -> None:
@@ -155,7 +157,7 @@ class Server:
                         uploads[update.client] = (update.weight, update.extras)
             before = group.params
             group.params, group.rules = merge.apply(before, group.rules)
-            self._absorb("round", group, stage, number, sent)
+            self._absorb("round", group, sent)
             self._edit(group, stage, number + 1, before, metrics)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
@@ -184,14 +186,15 @@ class Server:
                     self.state.late.setdefault(client, []).append(stage)
                 if late:
                     group.snapshots[stage] = dict(group.params)
-                self._absorb("task", group, stage, last, uploads)
+                self._absorb("task", group, uploads)
+            self._synthesis.close(group, stage)
         self._evaluate(stage)
 
     def _between(self, stage: int, number: int) -> None:
         """Consolidate what a stream brought so far. Who does not answer does without: its task goes on."""
         for group in self.state.groups:
             present = [c for c in group.clients if self.federation.schedule[stage][c] and not self.state.late.get(c)]
-            self._absorb("task", group, stage, number, self._consolidate(group, stage, number, present))
+            self._absorb("task", group, self._consolidate(group, stage, number, present))
 
     def _consolidate(
         self, group: Group, stage: int, number: int, clients: Sequence[int], params: Params | None = None
@@ -207,8 +210,8 @@ class Server:
         for update in collection.updates(self._ask, self.config.federation.timeout):
             self._accept(group, update)
             uploads[update.client] = self._sums(group, update.weight, update.extras)
-            kept = {"phase": "consolidate", "name": "memory", "value": update.metrics["memory"]}
-            collection.records.append({**kept, "client": update.client})
+            kept = {"phase": "consolidate", "client": update.client, "name": "memory"}
+            collection.records.append(kept | {"value": update.metrics["memory"]})
         self._journal.log(stage, number, collection.records + named("consolidate", totals([collection])))
         return uploads
 
@@ -230,18 +233,16 @@ class Server:
         group.statistics = infer.merge(group.statistics, [extras])
         return weight, infer.without(extras)
 
-    def _absorb(self, when: str, group: Group, stage: int, number: int, uploads: Uploads) -> None:
+    def _absorb(self, when: str, group: Group, uploads: Uploads) -> None:
         """What the method's client halves sent goes to its server half."""
-        sent = [uploads[client] for client in sorted(uploads)]
-        if "server" in self.method.hooks() and sent:
+        if "server" in self.method.hooks() and uploads:
+            sent = [uploads[client] for client in sorted(uploads)]
             group.method, news = self.method.absorb(when, group.params, group.method, sent)
-            if news:
-                group.broadcast, group.broadcast_at = group.broadcast | news, self._plan.overall(stage, number)
+            group.announce(news)
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
-        last = self.config.train.rounds - 1
-        collections, replies = [], []
+        last, collections, replies = self.config.train.rounds - 1, [], []
         for group in self.state.groups:
             collection = self._collection(self._plan.evaluation(self.state, group, stage), stage, last)
             replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
@@ -275,7 +276,7 @@ class Server:
     def _accept(self, group: Group, update: Update) -> None:
         """Note what a valid answer means for the client's memory."""
         self.state.versions[update.client] = update.version
-        self.state.told[update.client] = group.broadcast_at
+        self.state.told[update.client] = group.announced
         if update.client not in self.state.begun:
             self.state.begun.append(update.client)
 

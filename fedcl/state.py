@@ -16,11 +16,25 @@ class Group:
     params: Params = field(default_factory=dict)  # trunk, all task modules, gates and their masks
     rules: dict[str, Memory] = field(default_factory=dict)  # state of the aggregator ("") and of each task's merger
     method: Memory = field(default_factory=dict)  # the method's server half
-    broadcast: Memory = field(default_factory=dict)  # what it last said …
-    broadcast_at: int = -1  # … and after which round of the run
+    broadcast: Memory = field(default_factory=dict)  # what its parts last said …
+    said: dict[str, int] = field(default_factory=dict)  # … and in which announcement, by part; the first is 1
     statistics: Params = field(default_factory=dict)  # of features, for inferring the task
     seen: list[int] = field(default_factory=list)  # global class ids met so far, sorted
     snapshots: dict[int, Params] = field(default_factory=dict)  # stage → merged model, while somebody still needs it
+
+    @property
+    def announced(self) -> int:
+        """How many announcements there were."""
+        return max(self.said.values(), default=0)
+
+    def announce(self, news: Memory) -> None:
+        """Say something to all clients; what comes before the first / of a key is the part that says it."""
+        self.broadcast = self.broadcast | news
+        self.said = self.said | dict.fromkeys((key.partition("/")[0] for key in news), self.announced + 1)
+
+    def news(self, told: int) -> Memory:
+        """All that those parts said which spoke since an announcement; a client that was away gets it later."""
+        return {key: value for key, value in self.broadcast.items() if self.said[key.partition("/")[0]] > told}
 
 
 @dataclass
@@ -31,7 +45,7 @@ class State:
     stage: int = 0
     round: int = 0  # of the stage; all rounds done means that the stage is to be closed
     versions: dict[int, str] = field(default_factory=dict)  # client → its memory's version
-    told: dict[int, int] = field(default_factory=dict)  # client → round of the last broadcast it has
+    told: dict[int, int] = field(default_factory=dict)  # client → the last announcement that it has
     begun: list[int] = field(default_factory=list)  # clients that have begun this stage
     late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
     seconds: float = 0.0  # of earlier sittings
@@ -47,13 +61,13 @@ class State:
             for store, content in stores.items():
                 tensors |= {f"{index}|{store}|{name}": value for name, value in content.items()}
         plain = {name: value for name, value in vars(self).items() if name != "groups"}
-        plain["groups"] = [{"clients": g.clients, "broadcast_at": g.broadcast_at, "seen": g.seen} for g in self.groups]
+        plain["groups"] = [{"clients": g.clients, "said": g.said, "seen": g.seen} for g in self.groups]
         return tensors, plain
 
     @classmethod
     def unpack(cls, tensors: Params, plain: dict[str, Any]) -> State:
         """The reverse of `pack`."""
-        groups = [Group(tuple(g["clients"]), broadcast_at=g["broadcast_at"], seen=g["seen"]) for g in plain["groups"]]
+        groups = [Group(tuple(g["clients"]), said=g["said"], seen=g["seen"]) for g in plain["groups"]]
         for key, value in tensors.items():
             index, store, name = key.split("|", 2)
             group = groups[int(index)]

@@ -129,8 +129,9 @@ class Combination(Method):
         return self._on_memory("end_task", memory, lambda part, own: part.end_task(ctx, params, data, own))
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
-        """Each part's, on its own memory and its own part of the broadcast."""
-        changed = {n: p.receive(_view(broadcast, n), own) for n, p, own in self._with("receive", memory)}
+        """Each part's that has news, on its own memory and its own part of the broadcast."""
+        said = {name: _view(broadcast, name) for name in self.parts}
+        changed = {n: p.receive(said[n], own) for n, p, own in self._with("receive", memory) if said[n]}
         return _join(changed, memory)
 
     def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
@@ -203,6 +204,12 @@ class Combination(Method):
             if part.sends in (when, "both"):
                 views = [(weight, _view(upload, name)) for weight, upload in uploads]
                 states[name], broadcasts[name] = part.server(params, own, views)
+        return _join(states, state), _join(broadcasts, {})
+
+    def synthesize(self, ctx: Context, params: Params, state: Memory) -> tuple[Memory, Memory]:
+        """Each part's, on its own state: (the whole state, what these parts broadcast)."""
+        found = {name: part.synthesize(ctx, params, own) for name, part, own in self._with("synthesize", state)}
+        states, broadcasts = ({name: each[place] for name, each in found.items()} for place in (0, 1))
         return _join(states, state), _join(broadcasts, {})
 
     def _with(self, hook: str, memory: Memory) -> list[tuple[str, Method, Memory]]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedcl import federation
-from fedcl.config import Config
+from fedcl import features, federation
+from fedcl.config import Config, Data
 from fedcl.contracts import SPLITS, TEST, TRAIN, FedclError, Samples
 
 
@@ -119,6 +119,20 @@ def test_images_are_normalised_by_channel() -> None:
     train = torch.cat([made.batch(hospital, 0, "train").x for hospital in (0, 1)])
     torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(train.std((0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
+
+
+def test_what_the_settings_say_of_an_image_s_range() -> None:
+    """0…1 as it is; (0 − 0.5) / 0.25 = −2 and (1 − 0.5) / 0.25 = 2; nothing where it is measured, or of tables."""
+
+    def found(how: Any, *shape: int) -> Any:
+        bounds = features.bounds(Data(normalize=how), shape)
+        return bounds and [value.flatten().tolist() for value in bounds]
+
+    assert found("auto", 1, 8, 8) == found("none", 1, 8, 8) == [[0.0], [1.0]]
+    assert found({"mean": [0.5, 0.0], "std": [0.25, 1.0]}, 2, 4, 4) == [[-2.0, 0.0], [2.0, 1.0]]
+    assert found("train", 1, 8, 8) is None
+    assert found("client", 1, 8, 8) is None
+    assert found("none", 12) is None
 
 
 @pytest.mark.data

@@ -7,8 +7,9 @@ import json
 import pytest
 from small import assert_same
 
-# One of each kind: importances, buffers, teachers, paths, bases, masks of three kinds, everything anew.
-METHODS = ("ewc", "replay", "lwf", "si", "gpm", "packnet", "hat", "cumulative", "fedweit")
+# One of each kind: importances, buffers, teachers, paths, bases, masks of three kinds, everything anew, samples that
+# are made up.
+METHODS = ("ewc", "replay", "lwf", "si", "gpm", "packnet", "hat", "cumulative", "fedweit", "target")
 CASES = {name: {"method": name} for name in METHODS}
 CASES |= {
     "a Fisher that is summed over hospitals": {"method": "ewc", "methods": {"ewc": {"share": "sum"}}},

@@ -119,6 +119,13 @@ VARIANTS = {
         "federation": {"clients": 4, "fraction": 0.5, "consolidate_on": "local"},
         "model": {"name": "cnn", "options": SMALL["cnn"]},
     },
+    "made-up samples, late hospitals": {"method": "target", "stream": {"schedule": "staggered"}},
+    "made-up samples in one head, each alone": {
+        "method": "target",
+        "federation": {"kind": "local"},
+        "model": {"heads": "shared", "options": {"hidden": [16]}},
+    },
+    "made-up samples through masks": {"method": "hat+target"},
     "gates, late hospitals": {"method": "hat", "stream": {"schedule": "staggered"}},
     "everything anew, late hospitals": {"method": "cumulative", "stream": {"schedule": "staggered"}},
     "all at once, Fishers apart": {"federation": {"kind": "joint"}, "methods": {"ewc": {"form": "separate"}}},

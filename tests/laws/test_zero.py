@@ -13,6 +13,7 @@ ZERO = {
     "replay": {"weight": 0.0},
     "der": {"alpha": 0.0},
     "derpp": {"alpha": 0.0, "beta": 0.0},
+    "target": {"strength": 0.0, "labels": 0.0},
 }
 # These have no strength: a basis or a memory that is empty, a mask that is open, and bounds.
 WITHOUT = {"agem", "cumulative", "fedweit", "finetune", "fot", "freeze", "gpm", "hat", "ogd", "packnet"}
