@@ -58,9 +58,10 @@ def seeds_of(plan: Tree, most: int) -> list[int]:
 
 def cells(plan: Tree, seeds: list[int], quick: bool, output: Path, rows: list[str]) -> Iterator[Cell]:
     """All runs of an experiment; the quick form has smaller ones."""
-    small = {key: value for key, value in plan["quick"].items() if key != "columns"} if quick else {}
+    small = {key: value for key, value in plan["quick"].items() if key not in ("columns", "rows")} if quick else {}
+    wanted = rows or (plan["quick"].get("rows", []) if quick else [])
     for row in plan["rows"]:
-        if rows and row["name"] not in rows:
+        if wanted and row["name"] not in wanted:
             continue
         for key, column in plan["columns"].items():
             if key not in row.get("columns", [key]) or (quick and key not in plan["quick"].get("columns", [key])):
@@ -200,7 +201,8 @@ def readme() -> None:
 
 ORDER = (
     *("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties"),
-    *("federated_mnist", "federated_heart", "fed_mammoth", "fot", "den", "catalogue", "growth"),
+    *("federated_mnist", "federated_fashion", "federated_medmnist", "federated_heart", "fed_mammoth", "fot"),
+    *("den", "catalogue"),
 )
 
 
