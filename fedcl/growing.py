@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from fedcl import structure
 from fedcl.config import Config
-from fedcl.contracts import Method, Moment, Params, Task, role
+from fedcl.contracts import Moment, Params, Task, role
+from fedcl.methods import Combination
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.net import fresh
 from fedcl.state import Group
@@ -28,12 +29,16 @@ def losses(told: Iterable[Told]) -> dict[str, float]:
     return {task: sums[task] / counts[task] for task in sums}
 
 
-def merged(method: Method, moment: Moment, net: DynamicNet, group: Group, before: Params) -> dict[str, tuple[int, int]]:
+def merged(
+    method: Combination, moment: Moment, net: DynamicNet, group: Group, before: Params
+) -> dict[str, tuple[int, int]]:
     """Let the method's server half have the merged model; (old, new) parameters of each part that changed its size."""
     layers = [layer for layer in net.growable(moment.current) if layer.rows[0].name in group.params]
     old = sizes(net, [group.params])
     moment = replace(moment, layers=tuple(layers))
-    group.params, group.method = method.merged(moment, before, group.params, group.method)
+    group.params, state = method.merged(moment, before, group.params, group.method)
+    fitted = structure.fit({k: v for k, v in state.items() if k.partition("/")[0] not in method.growth}, group.params)
+    group.method = state | fitted  # what a rule of growth keeps has the shapes that it was kept in
     return {part: (old[part], size) for part, size in sizes(net, [group.params]).items() if size != old[part]}
 
 

@@ -64,6 +64,16 @@ VARIANTS = {
         "model": {"growth": "threshold"},
         "growth": {"threshold": EAGER["threshold"]},
     },
+    "Fishers summed of a net that grows": {
+        "methods": {"ewc": {"share": "sum"}},
+        "model": {"growth": "threshold"},
+        "growth": {"threshold": EAGER["threshold"]},
+    },
+    "made-up samples of a net that grows": {
+        "method": "target",
+        "model": {"growth": "den", "options": {"hidden": [8, 8]}},
+        "growth": {"den": EAGER["den"]},
+    },
     "momentum of a net that grows": {
         "method": "si+lwf",
         "model": {"growth": "threshold+prune"},
