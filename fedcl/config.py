@@ -110,8 +110,9 @@ class Model(Section):
     gate_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """At a stage's end the units whose gate is below this are switched off for good; 0 keeps all."""
     head_bias: bool = True
-    mask: Literal["task", "seen", "all"] = "seen"
-    """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all."""
+    mask: Literal["task", "seen", "all", "asymmetric"] = "seen"
+    """Shared head: the classes that training sees in the softmax: the task's, all met so far, or all; `asymmetric` is
+    the task's for new samples and all met so far for replayed ones (Caccia et al. 2022)."""
     infer: str = "auto"
     """How the task is inferred where it is not known, of `fedcl.infer.RULES`; `auto` is the best for the heads."""
     masks: Literal["auto", "none", "units", "weights", "slices", "adaptive"] = "auto"

@@ -202,12 +202,13 @@ class Net:
         finally:
             head.closed = closed
 
-    def _open(self, task: Task, seen: Sequence[int]) -> Sequence[int] | None:
-        return {"task": task.classes, "seen": seen, "all": None}[self._config.model.mask]
+    def _open(self, task: Task, seen: Sequence[int], replayed: bool = False) -> Sequence[int] | None:
+        open_ = {"task": task.classes, "seen": seen, "all": None, "asymmetric": seen if replayed else task.classes}
+        return open_[self._config.model.mask]
 
     def _closed(self, task: Task, seen: Sequence[int]) -> Tensor:
         """0 for an open class, -inf for a closed one: [classes]."""
-        open_ = self._open(task, seen)
+        open_ = self._open(task, seen, replayed=True)
         closed = torch.full((self._classes,), 0.0 if open_ is None else -torch.inf, device=self._device)
         if open_ is not None:
             closed[list(open_)] = 0.0

@@ -57,6 +57,18 @@ def test_in_one_head_each_sample_sees_the_classes_that_its_task_may():
         assert found[row].isneginf().sum() == 4
 
 
+def test_asymmetric_opens_all_classes_met_for_what_is_replayed_only():
+    net = _net(heads="shared", mask="asymmetric")
+    asks = _ask(net)
+    replayed, new = asks["each"]({}, X, INDEX), asks["forward"]({}, X)
+    net.net.allow(None)
+    raw = net.net(X, SHARED)
+    torch.testing.assert_close(replayed[:, :4], raw[:, :4])
+    assert replayed[:, 4:].isneginf().all()
+    torch.testing.assert_close(new[:, 2:4], raw[:, 2:4])
+    assert new[:, [0, 1, 4, 5]].isneginf().all()
+
+
 @pytest.mark.parametrize(("mask", "shapes"), [("task", [2]), ("seen", [2]), ("all", [2])])
 def test_old_answers_are_about_old_classes_only(mask, shapes):
     net = _net(heads="shared", mask=mask)
