@@ -35,6 +35,7 @@ FLAGS = (
     Flag("model", "model.name", "NAME", "mlp", "The trunk, see `fedcl list`", _TRAIN),
     Flag("heads", "model.heads", "KIND", "task", "task (a module each), shared, domain", _TRAIN),
     Flag("method", "method", "NAME", "ewc", "See `fedcl list`; a+b combines", _TRAIN),
+    Flag("growth", "model.growth", "NAME", "none", "threshold, den …; a+b combines", _TRAIN),
     Flag("federation", "federation.kind", "KIND", "federated", "federated, local, central, joint", _TRAIN),
     Flag("rounds", "train.rounds", "INT", "20", "Rounds of a stage", _TRAIN),
     Flag("epochs", "train.epochs", "INT", "5", "Local epochs of a round", _TRAIN),

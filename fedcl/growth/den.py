@@ -37,8 +37,8 @@ class DEN(Method):
     """Dynamically Expandable Networks.
 
     Attributes:
-        l1: μ, ≥ 0, of the sparse steps; the authors' 1e-5.
-        group: γ, ≥ 0, of the group lasso over new units; the authors' 1e-3.
+        l1: μ, ≥ 0, of the sparse steps, which shrink by η μ; the authors' 1e-5, applied without η.
+        group: γ, ≥ 0, of the group lasso over new units, by η γ; the authors' 1e-3, without η.
         drift: λ, ≥ 0, with the ½, that holds retrained weights to those of the last stage; the authors' 0.5.
         above: τ, ≥ 0: expand where the validation loss is more; the authors' 0.01.
         split: σ, ≥ 0: split units that moved by more; the authors' 0.05.
