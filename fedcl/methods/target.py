@@ -71,7 +71,7 @@ class Target(Method):
     """
 
     strength: float = 2.0
-    labels: float = 1.0
+    labels: float = 2.0
     split: bool = True
     frozen: bool = True
     temperature: float = 2.0
@@ -155,7 +155,7 @@ class Target(Method):
         classes = Classes(ctx)
         kinds = torch.arange(len(classes.task), device=classes.task.device)
         made = []
-        for place in range(self.generators):
+        for place in range(min(self.generators, self.samples)):
             generator = self._trained(ctx, params, classes)
             kind = kinds.repeat(len(range(place, self.samples, self.generators)))
             with torch.no_grad():
