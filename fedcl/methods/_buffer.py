@@ -101,8 +101,7 @@ def draw(ctx: Context, memory: Memory, count: int) -> tuple[dict[str, Tensor], T
     """Samples drawn with replacement, and whether there are any: (each [count, …], 0-d bool)."""
     filled = memory["filled"].cpu()  # where the generator is
     index = (torch.rand(count, generator=ctx.generator, dtype=torch.float64) * filled).long()
-    extra = {"filled", "offered"}
-    found = {k: v[index.to(v.device)] for k, v in memory.items() if k not in extra and "/" not in k}
+    found = {k: v[index.to(v.device)] for k, v in memory.items() if v.dim() and "/" not in k}
     return found, filled > 0
 
 

@@ -7,17 +7,24 @@ generator G(z, k), z ~ N(0, I), k a class of those seen so far, against the merg
     + a_smooth ‖x − blur(x)‖² − a_adversarial 1[argmax f = argmax s] T² KL(f(x) ‖ s(x)),      x = G(z, k),
 
 where s is a student that learns to answer as f on what G makes. It then sends samples of each class, with the
-model's answers to them, to every hospital, once. A hospital adds, on samples drawn from these,
-λ T² KL(softmax(z_kept / T) ‖ softmax(z / T)) over the outputs that the model knew then, and μ CE(softmax(z), k) over
-all that its head has open. Raw data, statistics and uploads play no part: the generator sees nothing but the model.
-Works with the task known or not; keeps made-up samples at a hospital; sends them, once a task.
+model's answers to them, to every hospital, once. A hospital's loss is, with x' drawn from these and x its own,
 
-Taken from both: the class term; H is MFCL's, the adversarial term TARGET's; the statistics are of layers that have
-any (BatchNorm; the trunks of fedcl have none, and then the term is 0).
-Other than in the papers: G is told the class (TARGET optimises z too, MFCL lets the model name the class); the
-teacher's answers are those of the moment of making, by the model that the next stage begins with, so that no hospital
-needs a copy of it; all classes are made anew after each stage, from the newest model; μ trains the trunk too (MFCL
-freezes it in this term). Not here: MFCL's distillation of features, and its sending G instead of samples.
+    CE(f_new(x)) + λ T² KL(softmax(z_kept / T) ‖ softmax(f_old(x') / T)) + μ (o CE(g(x')) + n CE(g(x))) / (o + n),
+
+f_new over the o + n classes' n new ones and f_old over the o that the model knew; g is f over all that its head has
+open, with the trunk held. In heads of tasks' own, g(x) is f_new. Raw data, statistics and uploads play no part: the
+generator sees nothing but the model. Works with the task known or not; keeps made-up samples at a hospital; sends
+them, once a task.
+
+From both: the class term, and a softmax of new classes alone, since made-up samples are told from real ones by other
+things than their class. From TARGET: the adversarial term, distilling answers on made-up samples (its code leaves T²
+out: its λ of 25 is 25 / T² here); `labels = 0` is its loss. From MFCL: H, and the term of μ. The statistics are of
+layers that have any (BatchNorm; the trunks of fedcl have none, and then the term is 0).
+Other than in the papers: G is told the class and trained from new weights (TARGET optimises z too, and meta-learns G;
+MFCL lets the model name the class); the teacher's answers are those of the moment of making, by the model that the next
+stage begins with, so that no hospital needs a copy of it; all classes are made anew after each stage, from the newest
+model; distillation is not of features, and not on new samples (MFCL: both; `target+lwf` does the second); the average
+over o and n is by classes (MFCL: by samples); samples are sent (MFCL: G, and hospitals make them).
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from torch import Tensor, nn
 
 from fedcl import rng
 from fedcl.config import Config
-from fedcl.contracts import Batch, Context, Memory, Method, Params
+from fedcl.contracts import Batch, Context, Memory, Method, Params, role
 from fedcl.methods import _buffer
 from fedcl.methods._generator import Classes, Generator, divergence, roughness, split, spread, untaught, watched
 
@@ -42,8 +49,11 @@ class Target(Method):
     """Data-free generative replay.
 
     Attributes:
-        strength: λ of the distillation, ≥ 0; typically 1 to 25.
-        labels: μ of the cross-entropy on made-up samples, ≥ 0; typically 0 to 1.
+        strength: λ of the distillation, ≥ 0; typically 1 to 25; a step with momentum diverges where it is too strong.
+        labels: μ of the cross-entropy of new and made-up samples over all classes, ≥ 0; typically 0 to 3.
+        split: new samples' own cross-entropy is over the new classes alone; else over those that `model.mask` opens,
+            and μ's is of made-up samples only.
+        frozen: μ's cross-entropy trains heads only.
         temperature: T, > 0; typically 2.
         samples: made of each class, ≥ 1; typically 20 to 1000.
         batch: of them drawn a step; 0 is as many as new ones.
@@ -57,16 +67,18 @@ class Target(Method):
         spread: a_spread, ≥ 0; typically 0 to 1.
         statistics: a_statistics, ≥ 0; typically 1 to 10 with BatchNorm.
         smooth: a_smooth, ≥ 0, for images.
-        adversarial: a_adversarial, ≥ 0; typically 0 to 1.
+        adversarial: a_adversarial, ≥ 0; typically 0 to 1. 0 needs no student, which is half of the work.
     """
 
-    strength: float = 1.0
-    labels: float = 1.0
+    strength: float = 2.0
+    labels: float = 2.0
+    split: bool = True
+    frozen: bool = True
     temperature: float = 2.0
     samples: int = 100
     batch: int = 0
-    steps: int = 200
-    generators: int = 1
+    steps: int = 100
+    generators: int = 4
     lr: float = 0.002
     noise: int = 64
     width: int = 32
@@ -75,7 +87,7 @@ class Target(Method):
     spread: float = 1.0
     statistics: float = 1.0
     smooth: float = 0.0
-    adversarial: float = 1.0
+    adversarial: float = 0.0
     needs_past: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -90,7 +102,9 @@ class Target(Method):
 
     def hooks(self) -> frozenset[str]:
         """None where nothing is replayed: λ = μ = 0."""
-        return super().hooks() if self.strength or self.labels else frozenset()
+        if not self.strength and not self.labels:
+            return frozenset()
+        return super().hooks() if self.split else super().hooks() - {"loss"}
 
     def conventions(self) -> dict[str, object]:
         """λ means nothing without these."""
@@ -108,22 +122,40 @@ class Target(Method):
         return ""
 
     def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
-        """λ T² KL + μ CE on made-up samples, a 0-d tensor."""
+        """What is not the new classes' own: the terms of λ and of μ, a 0-d tensor."""
         if "y" not in memory:
             return batch.x.new_zeros(())
         drawn, _ = _buffer.draw(ctx, memory, self.batch or len(batch.y))
         found = ctx.each(params, drawn["x"], drawn["task"])
         total = self.strength * divergence(drawn["logits"], found, self.temperature).mean()
-        if self.labels:
-            total = total + self.labels * nn.functional.cross_entropy(found, drawn["y"])
-        return total
+        if not self.labels:
+            return total
+        if self.frozen:
+            params = {name: value if role(name) else value.detach() for name, value in params.items()}
+            found = ctx.each(params, drawn["x"], drawn["task"])
+        old = nn.functional.cross_entropy(found, drawn["y"])
+        if not self.split:
+            return total + self.labels * old
+        index = torch.full_like(batch.y, ctx.task.index)
+        new = nn.functional.cross_entropy(ctx.each(params, batch.x, index), batch.y)
+        share = memory["kinds"] / (memory["kinds"] + len(ctx.task.classes))
+        return total + self.labels * (share * old + (1 - share) * new)
+
+    def loss(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
+        """Cross-entropy of new samples over the new classes alone, once there are old ones."""
+        logits = ctx.forward(params, batch.x)
+        if "y" in memory:
+            own = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+            own[list(ctx.labels(ctx.task))] = True
+            logits = logits.masked_fill(~own, -torch.inf)
+        return nn.functional.cross_entropy(logits, batch.y)
 
     def synthesize(self, ctx: Context, params: Params, state: Memory) -> tuple[Memory, Memory]:
         """Samples of each class so far, with the merged model's answers."""
         classes = Classes(ctx)
         kinds = torch.arange(len(classes.task), device=classes.task.device)
         made = []
-        for place in range(self.generators):
+        for place in range(min(self.generators, self.samples)):
             generator = self._trained(ctx, params, classes)
             kind = kinds.repeat(len(range(place, self.samples, self.generators)))
             with torch.no_grad():
@@ -132,7 +164,7 @@ class Target(Method):
                     made.append((x, part, classes.ask(params, x, part)))
         x, kind, logits = (torch.cat(parts) for parts in zip(*made, strict=True))
         said = {"x": x, "y": classes.label[kind], "task": classes.task[kind], "logits": logits}
-        return state, said | {"filled": torch.tensor(len(x))}
+        return state, said | {"filled": torch.tensor(len(x)), "kinds": torch.tensor(len(kinds))}
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """The newest samples, instead of those before."""

@@ -178,6 +178,54 @@ def test_nothing_is_learned_from_samples_where_the_student_is_the_teacher():
     assert method.penalty(ctx, moved, batch(task=1), {}).item() == 0.0  # in the first stage
 
 
+IDS = {"t0": (0, 1, 2), "t1": (3, 4)}
+TRUNK, HEAD = "trunk.w", "tasks.shared.out.weight"
+
+
+def _one_head():
+    """A context of a plain net with one head of six outputs, its parameters, and made-up samples of t0 and t1."""
+    torch.manual_seed(0)
+    net = {TRUNK: torch.randn(4, 4).requires_grad_(), HEAD: torch.randn(6, 4).requires_grad_()}
+
+    def answer(named, x, index=None):
+        return torch.tanh(x @ named[TRUNK].T) @ named[HEAD].T
+
+    x = torch.randn(1, 4).expand(7, 4)  # all alike: whatever is drawn is the same
+    kept = torch.tensor([[1.0, 0.0, -1.0, 0.5, 0.0, -torch.inf]]).expand(7, 6)
+    made = {"x": x, "y": torch.full((7,), 2), "task": torch.zeros(7).long(), "logits": kept}
+    memory = made | {"filled": torch.tensor(7), "kinds": torch.tensor(3)}
+    ctx = context(Linear(), task=1, past=(0,), forward=answer, each=answer, labels=lambda task: IDS[task.id])
+    return ctx, net, memory, answer
+
+
+def test_a_hospital_s_loss_by_hand():
+    """o = 3 old classes and n = 2 new ones: the trunk learns the new ones' own softmax, heads learn them all."""
+    ctx, net, memory, answer = _one_head()
+    method, data = Target(strength=2.0, labels=0.7), batch(5)
+    data = replace(data, y=torch.tensor([3, 4, 3, 3, 4]))
+    found = method.loss(ctx, net, data, memory) + method.penalty(ctx, net, data, memory)
+    held = net | {TRUNK: net[TRUNK].detach()}
+    real, made = answer(net, data.x), answer(net, memory["x"])
+    own = torch.nn.functional.cross_entropy(real[:, 3:5], data.y - 3)
+    old, new = torch.log_softmax(memory["logits"][:1, :5] / 2, 1), torch.log_softmax(made[:1, :5] / 2, 1)
+    kept = 4 * (old.exp() * (old - new)).sum()
+    of_old = torch.nn.functional.cross_entropy(answer(held, memory["x"]), memory["y"])
+    of_new = torch.nn.functional.cross_entropy(answer(held, data.x), data.y)
+    expected = own + 2 * kept + 0.7 * (0.6 * of_old + 0.4 * of_new)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(value, (net[TRUNK], net[HEAD])) for value in (found, expected)]
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_hospital_s_loss_in_one_softmax():
+    ctx, net, memory, answer = _one_head()
+    method = Target(strength=0.0, labels=0.7, split=False, frozen=False)
+    expected = 0.7 * torch.nn.functional.cross_entropy(answer(net, memory["x"]), memory["y"])
+    torch.testing.assert_close(method.penalty(ctx, net, batch(5), memory), expected)
+    assert "loss" not in method.hooks()
+    assert "loss" in Target().hooks()
+
+
 def _spied(monkeypatch):
     calls, make = [], Target.synthesize
 
@@ -227,7 +275,7 @@ def test_the_server_needs_nobody_s_data(small):
     whole = federation.build(config)
     empty = replace(whole, _x=whole._x[:0], _y=whole._y[:0])
     one, two = _asked(config, whole), _asked(config, empty)
-    assert one.keys() == {f"target/{name}" for name in ("x", "y", "task", "logits", "filled")}
+    assert one.keys() == {f"target/{name}" for name in ("x", "y", "task", "logits", "filled", "kinds")}
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["target/x"].shape == (8, 12)
     other = _asked(config.model_copy(update={"seed": 4}), whole)
@@ -282,6 +330,8 @@ def test_old_classes_are_held_in_one_head(run):
     """Where the task is not known, without a sample of old ones: better than plain training."""
     found = {}
     for method, options in (("finetune", {}), ("target", {"steps": 100, "samples": 50})):
-        result = run(method, method=method, methods={method: options}, model={"heads": "shared"}, train={"rounds": 5})
+        result = run(
+            method, method=method, methods={method: options}, model={"heads": "shared"}, train={"rounds": 8, "lr": 0.1}
+        )
         found[method] = result.metrics["average_accuracy_inferred"]
     assert found["target"] > found["finetune"] + 0.1
