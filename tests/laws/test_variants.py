@@ -135,7 +135,7 @@ VARIANTS = {
         "federation": {"kind": "local"},
         "model": {"heads": "shared", "options": {"hidden": [16]}},
     },
-    "made-up samples through masks": {"method": "hat+target"},
+    "made-up samples through masks": {"method": "hat+target", "methods": {"target": {"split": False}}},
     "gates, late hospitals": {"method": "hat", "stream": {"schedule": "staggered"}},
     "everything anew, late hospitals": {"method": "cumulative", "stream": {"schedule": "staggered"}},
     "all at once, Fishers apart": {"federation": {"kind": "joint"}, "methods": {"ewc": {"form": "separate"}}},
