@@ -108,7 +108,7 @@ class Context:
     generator: torch.Generator  # the only source of randomness
     past: tuple[Task, ...] = ()  # tasks of earlier stages whose modules are at hand, for `needs_past`
     old: Old = lambda params, x, teacher=False, known=None: []
-    each: Each = lambda params, x, index, teacher=False: torch.empty(0)
+    each: Each = lambda params, x, index, teacher=False, whole=False: torch.empty(0)
     outputs: int = 0  # of the widest head
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # the masks that the server decided, by name
     slots: int = 1  # times that a client consolidates in the whole run, at most

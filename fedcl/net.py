@@ -149,15 +149,16 @@ class Net:
         x: Tensor,
         index: Tensor,
         teacher: bool = False,
+        whole: bool = False,
     ) -> Tensor:
         with self._as(teacher), self._opened():
             if self._one_for_all:
                 logits: Tensor = self._call(SHARED, params, x)
-                if self.net.by_place():
+                if whole or self.net.by_place():
                     return logits
                 return logits + torch.stack([self._closed(task, seen) for task in self.tasks.values()])[index]
             found = self._call([task.id for task in tasks], params, x)
-        if self.net.owner("") == SHARED:
+        if self.net.owner("") == SHARED and not whole:
             found = [logits + self._closed(task, seen) for task, logits in zip(tasks, found, strict=True)]
         padded = x.new_full((len(self.tasks), len(x), self.outputs), -torch.inf)
         for task, answer in zip(tasks, found, strict=True):

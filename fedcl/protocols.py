@@ -31,8 +31,10 @@ class Each(Protocol):
     -inf where a task has no such output. Tasks are those of now and of `ctx.past`.
     """
 
-    def __call__(self, params: Mapping[str, Tensor], x: Tensor, index: Tensor, teacher: bool = False) -> Tensor:
-        """A teacher answers in evaluation mode and takes no gradient."""
+    def __call__(
+        self, params: Mapping[str, Tensor], x: Tensor, index: Tensor, teacher: bool = False, whole: bool = False
+    ) -> Tensor:
+        """A teacher answers in evaluation mode and takes no gradient; `whole` opens all classes of a shared head."""
         ...
 
 

@@ -49,7 +49,7 @@ def context(net: Linear, task: int = 0, past: tuple[int, ...] = (), seed: int = 
         found = [call(named, x, name) for name in asked]
         return [value.detach() for value in found] if teacher else found
 
-    def each(named, x, index, teacher=False):
+    def each(named, x, index, teacher=False, whole=False):
         padded = torch.full((2, len(x), 3), -torch.inf)
         padded = torch.stack([
             torch.cat([call(named, x, t.id), torch.full((len(x), 3 - len(t.classes)), -torch.inf)], 1) for t in TASKS

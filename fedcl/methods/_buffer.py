@@ -42,12 +42,13 @@ def rows(ctx: Context, batch: Batch, **more: Tensor) -> dict[str, Tensor]:
 
 
 def answered(ctx: Context, params: Params, batch: Batch) -> dict[str, Tensor]:
-    """The same with the net's logits now, -inf where the task's head has no such output."""
+    """The same with the net's logits now, of all classes of a shared head; -inf where the task's has no such output."""
+    new = rows(ctx, batch)
     logits = batch.x.new_full((len(batch.y), ctx.outputs), -torch.inf)
     if len(batch.y):
-        found = ctx.forward(params, batch.x).detach()
+        found = ctx.each(params, batch.x, new["task"], whole=True).detach()
         logits[:, : found.shape[1]] = found
-    return rows(ctx, batch, logits=logits)
+    return new | {"logits": logits}
 
 
 def reservoir(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int, bytes: int) -> Memory:

@@ -67,6 +67,7 @@ def test_asymmetric_opens_all_classes_met_for_what_is_replayed_only():
     assert replayed[:, 4:].isneginf().all()
     torch.testing.assert_close(new[:, 2:4], raw[:, 2:4])
     assert new[:, [0, 1, 4, 5]].isneginf().all()
+    torch.testing.assert_close(asks["each"]({}, X, INDEX, whole=True), raw)
 
 
 @pytest.mark.parametrize(("mask", "shapes"), [("task", [2]), ("seen", [2]), ("all", [2])])
