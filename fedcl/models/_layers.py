@@ -43,12 +43,20 @@ class Dropout(nn.Module):
         source = self.generator
         if source is None:
             raise RuntimeError("dropout has no generator: call draw_from(net, generator) before training")
-        kept = torch.rand(x.shape, generator=source, device=source.device) >= self.p
-        return x * (kept.to(x.device, x.dtype) / (1 - self.p))
+        kept = _kept(x.shape, self.p, source).to(x.device, x.dtype)
+        return x * kept.mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:
         """The probability, in `print(net)`."""
         return f"p={self.p}"
+
+
+def _kept(shape: torch.Size, p: float, source: torch.Generator) -> Tensor:
+    """Bool [...]: True with probability 1 - p, to 2⁻¹⁶; each draw of 64 bits serves four values."""
+    count = shape.numel()
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=source.device)
+    bits = draws.random_(-(2**63), None, generator=source).view(torch.int16)[:count].view(shape)
+    return bits >= min(round(p * 2**16), 2**16 - 1) - 2**15
 
 
 def draw_from(net: nn.Module, generator: torch.Generator | None) -> None:
