@@ -16,7 +16,9 @@ The reading order, which is also the order of imports: a module imports only mod
     state plan collect growing journal synthesis privacy server   the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
-    forecast rescore export explain choices settings summary      around it …
+    explain choices settings                                      a config from file and flags, all mistakes told
+    comparison                                                    many runs, and what holds of them
+    forecast rescore export summary                               around it …
     view cli                                                      … and in front of it
 """
 
@@ -25,16 +27,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcl.comparison import compare as compare
     from fedcl.config import Config as Config
     from fedcl.export import load_export as load_export
     from fedcl.results import Result as Result
     from fedcl.simulation import simulate as simulate
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Result", "load_export", "simulate"]
+__all__ = ["Config", "Result", "compare", "load_export", "simulate"]
 
 _HOMES = {
     "Config": "fedcl.config",
+    "compare": "fedcl.comparison",
     "Result": "fedcl.results",
     "load_export": "fedcl.export",
     "simulate": "fedcl.simulation",

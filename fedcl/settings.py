@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,13 @@ class ConfigErrors(ValueError):
         super().__init__("\n".join(str(error) for error in errors))
 
 
-def resolve(file: Path | None = None, sets: Sequence[str] = (), flags: Mapping[str, str] | None = None) -> Config:
+def resolve(
+    file: Path | Tree | None = None, sets: Sequence[str] = (), flags: Mapping[str, str] | None = None
+) -> Config:
     """The config that these describe, later ones winning: defaults < file < sets < flags.
 
     Args:
-        file: TOML; the config.toml of a run directory is one.
+        file: TOML; the config.toml of a run directory is one. Or what would stand there.
         sets: `section.key=value`, the value as TOML, or else as text.
         flags: config key → what was typed.
 
@@ -44,7 +47,7 @@ def resolve(file: Path | None = None, sets: Sequence[str] = (), flags: Mapping[s
     """
     from fedcl import choices
 
-    tree, errors = _read(file) if file else ({}, [])
+    tree, errors = _read(file) if isinstance(file, Path) else (copy.deepcopy(file or {}), [])
     assignments = [*(text.partition("=") for text in sets)]
     assignments += [(key, "=", value) for key, value in (flags or {}).items()]
     for key, equals, text in assignments:

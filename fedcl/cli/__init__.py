@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fedcl.cli import data, deploy, doctor, plugins, runs, simulate
+from fedcl.cli import compare, data, deploy, doctor, plugins, runs, simulate
 
 app = typer.Typer(
     name="fedcl",
@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(simulate.simulate)
+app.command()(compare.compare)
 app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command()(runs.export)
