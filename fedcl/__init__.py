@@ -11,9 +11,11 @@ The reading order, which is also the order of imports: a module imports only mod
     growth methods                                                how they grow and remember
     aggregators mergers merge                                     the rules by which many nets become one
     quantize compression                                          how deltas travel
-    optimizers batches store device net shelf exam own client     one client's Job: the only training loop
+    optimizers batches store device net shelf quality exam own    one client's Job …
+    client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing journal synthesis privacy server   the only round loop
+    state plan collect growing drift alarms journal synthesis     what a round needs …
+    privacy server                                                … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
     explain choices settings                                      a config from file and flags, all mistakes told

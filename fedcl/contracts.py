@@ -87,7 +87,7 @@ Ask = Callable[[Sequence[tuple[int, Job]], float], Iterator[Answer]]  # (jobs by
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an observer may show: "start", "round", "growth", "stage", "fault"."""
+    """Something that an observer may show: "start", "round", "growth", "stage", "fault", "alarm", "notice", "stop"."""
 
     kind: str
     stage: int

@@ -90,6 +90,11 @@ class RunDir:
 
         self._guard(append)
 
+    def records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds, line by line; null is NaN again."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{k: math.nan if v is None and k == "value" else v for k, v in json.loads(line).items()} for line in lines]
+
     def write(self, name: str, text: str) -> None:
         """Replace a text file in one step."""
         self._guard(lambda: self._replace(name, lambda file: file.write_text(text, encoding="utf-8")))
