@@ -41,7 +41,7 @@ class Alarms:
         self._best: dict[tuple[str, str], float] = {}  # (task, figure) → accuracy
         self._lost: dict[tuple[str, str], int] = {}  # … → how many thresholds were told already
         self._lowest: dict[tuple[int, Any], float] = {}  # (stage, client) → loss
-        self._strange: dict[tuple[str, Any], int] = {}  # (figure, client) → rounds in a row
+        self._strange: dict[tuple[str, int, Any], int] = {}  # (figure, stage, client) → rounds in a row
         self._counts: dict[Any, dict[str, float]] = {}  # hospital → what it counted at the end of this stage
         self._told: set[tuple[Any, ...]] = set()
 
@@ -108,7 +108,7 @@ class Alarms:
         else:
             strange = 0 < self.rules.opposed < -value
             note = f"its updates point against the others': mean cosine {value:.2f}"
-        key = figure, record["client"]
+        key = figure, record["stage"], record["client"]
         self._strange[key] = self._strange.get(key, 0) + 1 if strange else 0
         if self._strange[key] >= min(_IN_A_ROW, self._rounds):
             name = "drift" if figure == "norm" else "opposed"
