@@ -17,6 +17,7 @@ The reading order, which is also the order of imports: a module imports only mod
     state plan collect growing drift alarms journal synthesis     what a round needs …
     privacy server                                                … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
+    trackers tracking                                             where figures go besides
     finish simulation                                             the whole story on one page
     explain choices settings                                      a config from file and flags, all mistakes told
     comparison                                                    many runs, and what holds of them

@@ -1,7 +1,7 @@
 """Alarms: what a run's own records say that somebody should look at. None changes what is learned.
 
 They see each record once, in the order of metrics.jsonl, and nothing else: a resumed run has them read what there is,
-and they are where they were. Their own records (phase `alarm`) say who, which task, how much (`value`) and why (`note`).
+and they are where they were. Their own records (phase `alarm`) say who, which task, how much (`value`), why (`note`).
 """
 
 from __future__ import annotations
@@ -148,4 +148,8 @@ class Alarms:
     def _gaps(self, told: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
         share = told.get("gaps", 0.0) / max(told.get("tested", 0.0), 1.0)
         if 0 < self.rules.gaps < share:
-            yield "gaps", share, f"{told['gaps']:.0f} of its test samples are of classes that it has no training sample of"
+            yield (
+                "gaps",
+                share,
+                f"{told['gaps']:.0f} of its test samples are of classes that it has no training sample of",
+            )

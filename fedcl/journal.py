@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedcl import run_dir
 from fedcl.alarms import Alarms
 from fedcl.collect import Collection
 from fedcl.config import Config
@@ -36,7 +37,7 @@ class Journal:
         self._run, self._federation, self._plan, self._notify = run, federation, plan, notify
         self._alarms = Alarms(config, federation)
         self._drift = Drift() if config.alarms.on and len(federation.groups) == 1 else None
-        for record in run.records():
+        for record in run_dir.read_metrics(run.path):
             self._alarms.take(record)
 
     def log(self, stage: int, number: int, records: Sequence[Record]) -> None:
@@ -52,7 +53,8 @@ class Journal:
         alarms = [alarm for record in whole for alarm in self._alarms.take(record)]
         self._run.log([*whole, *alarms])
         for alarm in alarms:
-            self._notify(Event("alarm", stage, number, alarm))
+            facts = {name: alarm[name] for name in ("client", "task", "name", "value", "note")}
+            self._notify(Event("alarm", stage, number, facts))
 
     def training(self, stage: int, update: Update) -> list[Record]:
         """An update's metrics: `validate/…`, `local/…` and `labels/…` are about a hospital and its task."""
