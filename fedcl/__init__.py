@@ -22,7 +22,7 @@ The reading order, which is also the order of imports: a module imports only mod
     explain choices settings                                      a config from file and flags, all mistakes told
     comparison                                                    many runs, and what holds of them
     forecast rescore export summary                               around it …
-    view cli                                                      … and in front of it
+    view watch cli                                                … and in front of it
 """
 
 from __future__ import annotations

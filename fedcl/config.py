@@ -291,7 +291,12 @@ class Config(Section):
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        free = {"alarms": True, "trackers": True, "run": set(_FREE), "federation": {"client_timeout", "join_timeout"}}
+        free: Any = {
+            "alarms": True,
+            "trackers": True,
+            "run": set(_FREE),
+            "federation": {"client_timeout", "join_timeout"},
+        }
         content = self.model_dump(exclude=free)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -242,7 +242,7 @@ class Server:
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
-        last, collections, updates = self.config.train.rounds - 1, [], []
+        last, collections, updates = self.config.train.rounds - 1, [], list[Update]()
         for group in self.state.groups:
             collection = self._collection(self._plan.evaluation(self.state, group, stage), stage, last)
             updates += collection.updates(self._ask, self.config.federation.timeout)

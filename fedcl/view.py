@@ -74,8 +74,13 @@ class View:
         """Take note of an event."""
         known = {"start": self._start, "round": self._round, "stage": self._close, "fault": self._fault}
         known |= {"stop": self._stop, "notice": self._notice, "growth": self._grow, "alarm": self._alarm}
+        known |= {"end": self._end}
         if event.kind in known:
             known[event.kind](event)
+
+    def tell(self) -> None:
+        """A line that says where the run stands."""
+        self._say(f"{self._where()}, {self._step()}: {self._state()}" if self._stages else "it has not begun")
 
     def start_clock(self) -> None:
         """Measure the pace from now on: what was shown so far may be long past."""
@@ -132,6 +137,12 @@ class View:
 
     def _stop(self, event: Event) -> None:
         self._say("stopping: the round ends, then all is saved; Ctrl-C again stops at once")
+
+    def _end(self, event: Event) -> None:
+        """Told by who watches from outside."""
+        state, error = event.facts["state"], event.facts["error"]
+        more = "the same command goes on" if state == "interrupted" else error
+        self._say(f"{self._run} is {state}{f': {more}' if more else ''}")
 
     def _alarm(self, event: Event) -> None:
         client, task = event.facts.get("client"), event.facts.get("task")
@@ -212,14 +223,14 @@ class Lines:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def __call__(self, event: Event) -> None:
-        """Write an event."""
+    def __call__(self, event: Event, **more: str) -> None:
+        """Write an event, and what else is to be said of it."""
         facts = dict(event.facts)
         if "pooled" in facts:  # (task, figure) → value
             facts["tasks"] = {}
             for (task, name), value in facts.pop("pooled").items():
                 facts["tasks"].setdefault(task, {})[name] = value
-        line = {"event": event.kind, "time": round(time.time(), 3), "stage": event.stage, "round": event.round}
+        line = {"event": event.kind, "time": round(time.time(), 3), **more, "stage": event.stage, "round": event.round}
         self._out.write(json.dumps(line | {"facts": _plain(facts)}, allow_nan=False) + "\n")
         self._out.flush()
 

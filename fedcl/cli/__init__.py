@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fedcl.cli import compare, data, deploy, doctor, plugins, runs, simulate
+from fedcl.cli import compare, data, deploy, doctor, plugins, runs, simulate, watch
 
 app = typer.Typer(
     name="fedcl",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(simulate.simulate)
 app.command()(compare.compare)
+app.command()(watch.watch)
 app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command()(runs.export)

@@ -19,18 +19,18 @@ class TensorBoard(Tracker):
     def __init__(self, run: Tracked) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"))
         if not run.id:
             for name, value in run.settings.items():
-                self._writer.add_text(f"config/{name}", value, 0)  # type: ignore[no-untyped-call]
+                self._writer.add_text(f"config/{name}", value, 0)
         self.id = run.name
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars of these names."""
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def end(self, state: str) -> None:
         """Close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
