@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from statistics import median
 from typing import Any
 
 from fedcl.config import Config
@@ -42,7 +41,8 @@ class Alarms:
         self._lost: dict[tuple[str, str], int] = {}  # … → how many thresholds were told already
         self._lowest: dict[tuple[int, Any], float] = {}  # (stage, client) → loss
         self._strange: dict[tuple[str, int, Any], int] = {}  # (figure, stage, client) → rounds in a row
-        self._counts: dict[Any, dict[str, float]] = {}  # hospital → what it counted at the end of this stage
+        self._counts: dict[Any, dict[str, float]] = {}  # hospital → what it counted at the end of this stage …
+        self._tasks: dict[Any, str | None] = {}  # … of which task
         self._told: set[tuple[Any, ...]] = set()
 
     def take(self, record: Mapping[str, Any]) -> list[Record]:
@@ -58,7 +58,8 @@ class Alarms:
         if not self.rules.on:
             return []
         if record["phase"] == "labels":
-            self._counts.setdefault(record["client"], {"task": record["task"]})[record["name"]] = record["value"]
+            self._counts.setdefault(record["client"], {})[record["name"]] = record["value"]
+            self._tasks[record["client"]] = record["task"]
         found = []
         about = {name: record[name] for name in ("stage", "round", "client", "task")} | {"phase": "alarm"}
         for alarm in rule(record) if rule else ():
@@ -88,14 +89,13 @@ class Alarms:
             }
 
     def _divergence(self, record: Mapping[str, Any]) -> Iterator[Record]:
-        """A hospital's loss against guessing, and against its own lowest of the stage."""
+        """A hospital's loss against guessing, where it does not sink."""
         loss, key = record["value"], (record["stage"], record["client"])
         limit = self.rules.divergence
         lowest = self._lowest.get(key, math.inf)
         self._lowest[key] = min(lowest, loss)
         first = record["round"] % self._rounds == 0 and self._rounds > 1  # a new task may begin high
-        base = self._chance if math.isinf(lowest) else max(lowest, self._chance)
-        if limit and not first and loss > limit * base:
+        if limit and not first and loss > limit * self._chance and (loss > lowest or math.isinf(lowest)):
             note = f"training loss {loss:.3g}; its lowest in this stage {min(lowest, loss):.3g}, guessing "
             yield {"name": "divergence", "value": loss, "note": f"{note}{self._chance:.3g}"}
 
@@ -117,23 +117,28 @@ class Alarms:
     def _labels(self, record: Mapping[str, Any]) -> Iterator[Record]:
         """What hospitals counted of their own labels, each against the others."""
         counts, self._counts = self._counts, {}
-        shares = {h: c["wrong"] / c["samples"] for h, c in counts.items() if c.get("samples", 0) >= _FEWEST}
         for hospital, told in counts.items():
-            found = [*self._disagreement(hospital, told, shares), *self._copies(told), *self._gaps(told)]
+            found = [*self._disagreement(hospital, counts), *self._copies(told), *self._gaps(told)]
             for name, value, note in found:
-                yield {"client": hospital, "task": told["task"], "name": name, "value": value, "note": note}
+                yield {"client": hospital, "task": self._tasks[hospital], "name": name, "value": value, "note": note}
 
     def _disagreement(
-        self, hospital: int, told: Mapping[str, float], shares: Mapping[int, float]
+        self, hospital: int, counts: Mapping[int, Mapping[str, float]]
     ) -> Iterator[tuple[str, float, str]]:
-        others = [share for other, share in shares.items() if other != hospital]
-        if not self.rules.labels or not others or hospital not in shares:
-            return
-        usual, own, samples = median(others), shares[hospital], told["samples"]
-        error = math.sqrt(max(usual * (1 - usual), 0.05) / samples)
-        if own - usual > max(self.rules.labels, _SURE * error):
-            note = f"the merged model disagrees with {told['wrong']:.0f} of its {samples:.0f} training labels "
-            yield "labels", own, f"{note}({100 * own:.0f} %; the other hospitals' median is {100 * usual:.0f} %)"
+        """Against what the others' labels of the same classes lead to expect: the model may be poor at some."""
+        own, others = counts[hospital], [told for other, told in counts.items() if other != hospital]
+        samples = wrong = usual = variance = 0.0
+        for name, count in own.items():
+            label = name.partition("samples.")[2]
+            elsewhere = sum(told.get(name, 0.0) for told in others)
+            if label and elsewhere:
+                rate = sum(told.get(f"wrong.{label}", 0.0) for told in others) / elsewhere
+                samples, wrong = samples + count, wrong + own[f"wrong.{label}"]
+                usual, variance = usual + rate * count, variance + max(rate * (1 - rate), 0.05) * count
+        limit = max(self.rules.labels * samples, _SURE * math.sqrt(variance))
+        if self.rules.labels and samples >= _FEWEST and wrong - usual > limit:
+            note = f"the merged model disagrees with {wrong:.0f} of {samples:.0f} training labels; after the other "
+            yield "labels", wrong / samples, f"{note}hospitals', {usual:.0f} would be usual for these classes"
 
     def _copies(self, told: Mapping[str, float]) -> Iterator[tuple[str, float, str]]:
         limit = self.rules.duplicates

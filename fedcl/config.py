@@ -215,9 +215,10 @@ class Alarms(Section):
     opposed: Share = 0.6
     """Its updates point against the others', three rounds in a row: their mean cosine is below minus this."""
     divergence: Annotated[float, Field(ge=0)] = 3.0
-    """A hospital's training loss is so many times that of guessing, and its own lowest of the stage."""
+    """A hospital's training loss is so many times that of guessing, and has risen in the stage."""
     labels: Share = 0.15
-    """The merged model disagrees with a share of a hospital's training labels that is so far above the others'."""
+    """The merged model disagrees with a share of a hospital's training labels that is so far above what the other
+    hospitals' labels of the same classes lead to expect."""
     duplicates: Share = 0.02
     """Share of a hospital's samples with an exact copy of another label, or on the other side of the test split."""
     gaps: Share = 0.05

@@ -31,11 +31,11 @@ def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
 
 
 @torch.no_grad()
-def wrong(net: DynamicNet, task: Task, data: Batch) -> int:
-    """How many of these labels the net, told the task, would not give; `data.y` holds global class ids, on the host."""
+def wrong(net: DynamicNet, task: Task, data: Batch) -> Tensor:
+    """Which of these labels the net, told the task, would not give, [n] bool; `data.y` holds global class ids."""
     net.eval()
     guess = _own(net, task, _logits(net, [task], data.x)[task.id]).argmax(1)
-    return int((torch.tensor(task.classes)[guess] != data.y).sum())
+    return torch.tensor(task.classes)[guess] != data.y
 
 
 @torch.no_grad()

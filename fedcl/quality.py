@@ -31,10 +31,10 @@ class Quality:
         """Figures `labels/…`, of a client that is one hospital with a task in this stage; none of fewer than 5 samples.
 
         Returns:
-            samples: training samples of its current tasks; wrong: those that the merged model, told the task, would
-            label otherwise; conflicts: those with an exact copy of another label in training or validation, in any
-            task so far; tested: test samples of its current tasks; leaks: those that are in training too; gaps: those
-            of classes that it has no training sample of.
+            samples: training samples of its current tasks; samples.<c>: those of class c; wrong.<c>: those of them that
+            the merged model, told the task, would label otherwise; conflicts: samples with an exact copy of another
+            label in training or validation, in any task so far; tested: test samples of its current tasks; leaks: those
+            that are in training too; gaps: those of classes that it has no training sample of.
         """
         plan = self._federation.schedule
         if job.stage < 0 or len(self._federation.members[client]) > 1:
@@ -44,7 +44,7 @@ class Quality:
         samples, tested = (sum(len(self._batch(client, t, split).y) for t in now) for split in ("train", "test"))
         if not now or samples < FEWEST:
             return {}
-        found = {"samples": samples, "wrong": self._wrong(client, job, now)}
+        found = {"samples": samples} | self._wrong(client, job, now)
         labels = self._labels(client, list(sofar.values()))
         found["conflicts"] = sum(len(labels[key]) > 1 for task in now for key in self._keys(client, task, "train"))
         if tested >= FEWEST:
@@ -55,14 +55,19 @@ class Quality:
             found["gaps"] = sum(y not in trained for task in now for y in self._batch(client, task, "test").y.tolist())
         return {_LABELS + name: float(value) for name, value in found.items()}
 
-    def _wrong(self, client: int, job: Job, now: list[Task]) -> int:
+    def _wrong(self, client: int, job: Job, now: list[Task]) -> dict[str, int]:
+        """By class, where there are enough."""
         parts = self._shelf.parts(client, replace(job, tasks=tuple(task.id for task in now)))
-        truths = [self._batch(client, task, "train").y for task in now]
-        return sum(
-            evaluate.wrong(self._net.net, task, Batch(batch.x, y))
-            for (task, batch), y in zip(parts, truths, strict=True)
-            if len(y)
-        )
+        wrong: dict[int, list[bool]] = {}
+        for task, batch in parts:
+            y = self._batch(client, task, "train").y
+            if len(y):
+                answers = evaluate.wrong(self._net.net, task, Batch(batch.x, y)).tolist()
+                for label, answer in zip(y.tolist(), answers, strict=True):
+                    wrong.setdefault(label, []).append(answer)
+        enough = {label: found for label, found in sorted(wrong.items()) if len(found) >= FEWEST}
+        counts = {f"samples.{label}": len(found) for label, found in enough.items()}
+        return counts | {f"wrong.{label}": sum(found) for label, found in enough.items()}
 
     def _labels(self, client: int, tasks: list[Task]) -> dict[int, set[int]]:
         """The labels of each distinct sample of training and validation."""
