@@ -10,13 +10,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from fedcl.sections import STRICT, Positive, Share
 from fedcl.sections import Alarms as Alarms
-from fedcl.sections import Positive, Section, Share
 
 Masks = Literal["none", "units", "weights", "slices", "adaptive"]
 Value = bool | int | float | str | list[Any] | dict[str, Any]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = STRICT
 
 
 class Data(Section):

@@ -8,16 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Alarms(Section):
+class Alarms(BaseModel):
     """What is told as soon as it shows. None changes what is learned; 0 switches a rule off."""
+
+    model_config = STRICT
 
     on: bool = True
     """False: nothing is measured for them."""
