@@ -17,7 +17,7 @@ The reading order, which is also the order of imports: a module imports only mod
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
     forecast rescore export explain choices settings summary      around it …
-    view cli                                                      … and in front of it
+    starters view cli                                             … and in front of it
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from fedcl.results import Result as Result
     from fedcl.simulation import simulate as simulate
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Config", "Result", "load_export", "simulate"]
 
 _HOMES = {
@@ -43,6 +44,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use: `fedcl --help` needs neither torch nor Flower."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("fedcl")
     if name in _HOMES:
         import importlib
 
