@@ -16,10 +16,9 @@ The reading order, which is also the order of imports: a module imports only mod
     state plan collect growing journal synthesis privacy server   the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
-    explain choices settings                                      a config from file and flags, all mistakes told
-    comparison                                                    many runs, and what holds of them
-    forecast rescore export summary                               around it …
-    view cli                                                      … and in front of it
+    __version__: str
+
+__all__ = ["Config", "Result", "compare", "load_export", "simulate"]
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from fedcl.results import Result as Result
     from fedcl.simulation import simulate as simulate
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Config", "Result", "compare", "load_export", "simulate"]
 
 _HOMES = {
@@ -47,6 +47,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use: `fedcl --help` needs neither torch nor Flower."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("fedcl")
     if name in _HOMES:
         import importlib
 

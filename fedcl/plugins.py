@@ -75,8 +75,12 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name and not path.startswith(error.name):
             raise
-        raise UnknownPlugin(f"no module {path!r} for {kind} {name!r}; is it on PYTHONPATH?") from error
+        raise UnknownPlugin(
+            f"no module {path!r} for {kind} {name!r}; is it in the current folder, or on PYTHONPATH?"
+        ) from error
     if attribute:
+        if not hasattr(module, attribute):
+            raise UnknownPlugin(f"{module.__file__} has no {attribute!r}, which {kind} {name!r} names")
         return getattr(module, attribute)  # type: ignore[no-any-return]
     if hasattr(module, "build"):
         return module.build  # type: ignore[no-any-return]

@@ -64,7 +64,8 @@ def simulate(
 
     Settings come from defaults, then the file, then --set, then flags.
     """
-    from fedcl import defaults, settings
+    from fedcl import defaults, plugins, settings
+    from fedcl.cli import terminal
 
     try:
         resolved = settings.resolve(config, sets or [], flags)
@@ -73,7 +74,8 @@ def simulate(
             origin = f" ({name_of(error.key)})" if error.key in flags else ""
             typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
         raise typer.Exit(2) from None
-    resolved = defaults.fill(resolved)
+    with terminal.told(plugins.UnknownPlugin, code=2):
+        resolved = defaults.fill(resolved)
     if dry_run:
         from fedcl.cli import dry_run as plan
 
