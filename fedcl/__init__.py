@@ -16,9 +16,10 @@ The reading order, which is also the order of imports: a module imports only mod
     state plan collect growing journal synthesis privacy server   the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
-    __version__: str
-
-__all__ = ["Config", "Result", "compare", "load_export", "simulate"]
+    starters explain choices settings                             a config from file and flags, all mistakes told
+    comparison tuning                                             many runs, and what holds of them
+    forecast rescore export summary                               around it …
+    view cli                                                      … and in front of it
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def found(tmp_path_factory):
         {"method": ["finetune", "ewc"], "partition.alpha": [0.5, 5.0]},
         2,
         output=folder,
+        jobs=1,
         notify=told.append,
     )
     return made, told
