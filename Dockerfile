@@ -1,11 +1,12 @@
 # fedcl in a container.
 #
 #     docker build -t fedcl .                                                                # CPU
-#     docker build -t fedcl:cuda --build-arg TORCH=https://download.pytorch.org/whl/cu128 .  # NVIDIA GPUs
+#     docker build -t fedcl:cuda --build-arg TORCH=https://pypi.org/simple .                # NVIDIA GPUs
 #     docker run --rm -v "$PWD":/work fedcl simulate --clients 5
 #     docker run --rm --gpus all -v "$PWD":/work fedcl:cuda simulate --devices auto
 #
-# Wheels of torch carry CUDA's libraries, so one base serves both; the host brings the driver.
+# PyPI's wheels of torch for Linux carry CUDA's libraries, so one base serves both; the host brings the driver.
+# CI does not build this file.
 FROM python:3.12-slim
 
 ARG TORCH=https://download.pytorch.org/whl/cpu
