@@ -33,7 +33,10 @@ REFERENCE = {
     "growth": ("Growth", ["growth"]),
     "models": ("Models", ["models"]),
     "datasets": ("Data sets", ["datasets"]),
-    "contracts": ("Records and base classes", ["fedcl.contracts", "fedcl.samples", "fedcl.structure", "fedcl.protocols", "fedcl.plugins"]),
+    "contracts": (
+        "Records and base classes",
+        ["fedcl.contracts", "fedcl.samples", "fedcl.structure", "fedcl.protocols", "fedcl.plugins"],
+    ),
 }
 # Where a link of a file outside docs/ leads on the site.
 _MOVED = {

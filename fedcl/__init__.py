@@ -16,8 +16,10 @@ The reading order, which is also the order of imports: a module imports only mod
     state plan collect growing journal synthesis privacy server   the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
-    forecast rescore export explain choices settings summary      around it …
-    starters view cli                                             … and in front of it
+    starters explain choices settings                             a config from file and flags, all mistakes told
+    comparison tuning                                             many runs, and what holds of them
+    forecast rescore export summary                               around it …
+    view cli                                                      … and in front of it
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedcl.comparison import compare as compare
     from fedcl.config import Config as Config
     from fedcl.export import load_export as load_export
     from fedcl.results import Result as Result
@@ -32,10 +35,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Config", "Result", "load_export", "simulate"]
+__all__ = ["Config", "Result", "compare", "load_export", "simulate"]
 
 _HOMES = {
     "Config": "fedcl.config",
+    "compare": "fedcl.comparison",
     "Result": "fedcl.results",
     "load_export": "fedcl.export",
     "simulate": "fedcl.simulation",

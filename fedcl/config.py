@@ -42,6 +42,8 @@ class Data(Section):
     """Share of a hospital's training samples kept for validation."""
     test: Share = 0.30
     """Share kept for testing where the data set has no test split of its own."""
+    blind: bool = False
+    """Drop the test samples once they are split off, and test on the validation samples: to choose settings by."""
     normalize: Literal["auto", "none", "train", "client"] | dict[Literal["mean", "std"], float | list[float]] = "auto"
     """`train`: by mean and deviation of all training samples; `client`: of each hospital's own; or {mean, std}.
     `auto` is `train` for tabular data and `none` for images."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedcl import datasets, features, partition
 from fedcl import tasks as streams
 from fedcl.config import Config
-from fedcl.contracts import SPLITS, TRAIN, Batch, FedclError, Samples, Task
+from fedcl.contracts import SPLITS, TEST, TRAIN, VAL, Batch, FedclError, Samples, Task
 
 _CACHE_BYTES = 1 << 30  # for batches that are not simply a piece of the data: transformed or pooled ones
 
@@ -158,6 +158,10 @@ def build(config: Config, samples: Samples | None = None, place: Place | None = 
         np.full(len(samples.y), place.client) if place else partition.assign(samples, config.partition, hospitals, seed)
     )
     parts = partition.split(samples, owner, config.data, seed)
+    rows = np.arange(len(parts))
+    if config.data.blind:
+        rows, parts = _blind(parts)
+        samples, owner = _taken(samples, rows), owner[rows]
     if place:
         samples = replace(samples, site=owner, sites=place.names)
     else:
@@ -190,11 +194,26 @@ def build(config: Config, samples: Samples | None = None, place: Place | None = 
         _counts=counts,
         _x=x,
         _y=torch.from_numpy(samples.y[order]),
-        _samples=order,
+        _samples=rows[order],
         _starts=starts,
         _inside=inside[:, order],
         scaling=scaling,
     )
+
+
+def _blind(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows without test samples, the validation samples twice: (rows, their parts), the second time as tests."""
+    held = np.flatnonzero(parts == VAL)
+    if not len(held):
+        raise FedclError("data.blind tests on validation samples, but there are none; set data.val")
+    rows = np.concatenate([np.flatnonzero(parts != TEST), held])
+    return rows, np.concatenate([parts[rows[: -len(held)]], np.full(len(held), TEST, parts.dtype)])
+
+
+def _taken(samples: Samples, rows: np.ndarray) -> Samples:
+    """These rows of a data set."""
+    fields = {name: getattr(samples, name) for name in ("x", "y", "site", "split", "origin")}
+    return replace(samples, **{name: value[rows] for name, value in fields.items() if value is not None})
 
 
 def _features(

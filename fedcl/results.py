@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +116,15 @@ class Result:
         """The same, the task inferred."""
         chance = np.full(len(self.tasks), 1 / max(len(self.classes), 1))
         return Scores(self.inferred, self.pooled_inferred, self.counts, self.first, self.last, None, chance)
+
+    def until(self, stage: int) -> Result:
+        """The matrices as they were after an earlier stage; metrics, records and bytes stay those of the whole run."""
+        end = stage + 1
+        first, last = _training_stages(self.schedule[:end], self.members, self.last.shape)
+        arrays = ["accuracy", "inferred", "balanced", "auroc", "local"]
+        arrays += ["pooled", "pooled_inferred", "pooled_balanced", "pooled_auroc"]
+        cut = {name: getattr(self, name)[:end] for name in arrays}
+        return replace(self, **cut, first=first, last=last, learned_at=last.max(axis=1, initial=-1))
 
     @classmethod
     def load(cls, run: Path) -> Result:

@@ -62,7 +62,7 @@ def simulate(
     _probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
-        with _threads(config.run.threads), _polite_interrupt(notify) as stop:
+        with _threads(config.run.threads), polite_interrupt(notify) as stop:
             _run(config, federation, run, notify, stop)
         return Result.load(run.path)
     finally:
@@ -175,7 +175,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _polite_interrupt(notify: Callable[[Event], None]) -> Iterator[Callable[[], bool]]:
+def polite_interrupt(notify: Callable[[Event], None]) -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C lets the round end and saves; the second is the usual one."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedcl.cli import data, deploy, doctor, new, plugins, runs, simulate
+from fedcl.cli import compare, data, deploy, doctor, new, plugins, runs, simulate, tune
 
 app = typer.Typer(
     name="fedcl",
@@ -38,6 +38,8 @@ def _root(
 
 
 app.command()(simulate.simulate)
+app.command()(compare.compare)
+app.command()(tune.tune)
 app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command()(runs.export)

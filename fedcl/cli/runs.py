@@ -8,15 +8,21 @@ from typing import Annotated
 import typer
 
 Run = Annotated[Path, typer.Argument(help="Run directory, finished or interrupted.")]
+Reported = Annotated[Path, typer.Argument(help="Directory of a run or a comparison.")]
 
 
-def report(run: Run) -> None:
-    """Rebuild report.html from a run's records, and print its path."""
+def report(run: Reported) -> None:
+    """Rebuild report.html from what a run, or a comparison, recorded, and print its path."""
+    from fedcl import comparison
     from fedcl import report as pages
     from fedcl.cli import terminal
+    from fedcl.contracts import FedclError
 
-    with terminal.told(FileNotFoundError, ValueError):
-        typer.echo(pages.write(run))
+    with terminal.told(FileNotFoundError, ValueError, FedclError):
+        if (run / comparison.GRID).exists():
+            typer.echo(comparison.rebuild(comparison.Comparison.load(run)))
+        else:
+            typer.echo(pages.write(run))
 
 
 def evaluate(

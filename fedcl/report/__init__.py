@@ -1,15 +1,39 @@
-"""A run as one self-contained page: figures, plan and rounds draw, page counts, report.html lays out."""
+"""A run as one self-contained page, and what other pages are made of.
+
+figures, sites, rounds, plan draw a run; svg, charts, bars, heat draw anything; layout makes a page of figures and
+tables. Another page is made in the same way:
+
+    from fedcl.report import Data, Figure, Section, Table, Top, document
+
+    figure = Figure("mean", "Average accuracy", "What to know.", svg, Data(("method", "mean"), [["ewc", 0.98]]))
+    html = document(Top("digits"), [], [Section("accuracy", "Accuracy", figures=[figure], tables=[table])])
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from fedcl.report import figures, page, plan, rounds, tables
+from fedcl.report import layout, page
+from fedcl.report.layout import Cell, Data, Figure, Section, Switch, Table, Tile, Top, document
+from fedcl.report.tables import count, share
 from fedcl.results import Result
 
+__all__ = [
+    "REPORT",
+    "Cell",
+    "Data",
+    "Figure",
+    "Section",
+    "Switch",
+    "Table",
+    "Tile",
+    "Top",
+    "count",
+    "document",
+    "render",
+    "share",
+    "write",
+]
 REPORT = "report.html"
 
 
@@ -22,53 +46,9 @@ def write(run: Path) -> Path:
         FileNotFoundError: it is not a run directory.
         ValueError: its metrics.jsonl is damaged before the last line.
     """
-    html = render(Result.load(run))
-    target = run / REPORT
-    draft = run / f"{REPORT}.part"  # a reader never sees half a page
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(target)
-    return target
+    return layout.write(run / REPORT, render(Result.load(run)))
 
 
 def render(result: Result) -> str:
-    """The page as HTML text."""
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(REPORT).render(_content(result))
-
-
-def _content(result: Result) -> dict[str, Any]:
-    status, (text, values) = page.status(result), page.config(result.path)
-    return {
-        "head": page.head(result, status, values),
-        "tiles": page.tiles(result, status),
-        "sections": _sections(result),
-        "hospitals": result.hospitals,
-        "switch": page.switch_data(result),
-        "tasks": tables.task_table(result),
-        "hospital_rows": tables.hospital_table(result),
-        "faults": tables.fault_table(result),
-        "metrics": tables.metric_table(result),
-        "compat": tables.compat_table(result),
-        "extras": tables.extras(result),
-        "environment": page.environment(result.path),
-        "config": text,
-        "path": str(result.path),
-    }
-
-
-def _sections(result: Result) -> dict[str, list[figures.Figure]]:
-    return {
-        "matrix": figures.matrices(result),
-        "forgetting": figures.forgetting(result),
-        "curves": [*figures.task_curves(result), rounds.validation(result)],
-        "hospitals": [figures.hospital_curves(result), figures.merging(result)],
-        "data": [plan.split(result), plan.schedule(result)],
-        "costs": [plan.growth(result), rounds.traffic(result), rounds.duration(result), rounds.loss(result)],
-    }
+    """The page of a run as HTML text."""
+    return page.render(result)

@@ -26,6 +26,7 @@ class Look(NamedTuple):
     say: Callable[[int, int], str]  # on the cell
     high: float = 1.0  # full colour; no colour is 0
     void: str = "not defined"
+    digits: int = 0  # that `write` writes, for the script
 
 
 def heat(head: Head, values: Floats, look: Look, outline: Bools | None = None) -> Markup:
@@ -46,7 +47,7 @@ def heat(head: Head, values: Floats, look: Look, outline: Bools | None = None) -
             parts.append(_cell(at, float(values[s, t]), look, look.say(s, t), marked))
     bottom = top + rows * height
     width = left + max(columns * cell, 320) + (30 if rise > 8 else 4)
-    return picture(head, width, bottom + 34, [*parts, *_shades(left, bottom + 14, look)])
+    return picture(head, width, bottom + 34, [*parts, *_shades(left, bottom + 14, look)], data_digits=look.digits)
 
 
 def _width(left: float, columns: int) -> float:

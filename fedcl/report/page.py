@@ -1,4 +1,4 @@
-"""What the page says besides figures and tables: its head, and the headline numbers."""
+"""A run's page: its head, the headline numbers, and which section has which figures and tables."""
 
 from __future__ import annotations
 
@@ -7,22 +7,96 @@ import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from fedcl.report import figures, plan, rounds, sites, tables
+from fedcl.report.layout import Section, Tile, Top, document, fragment
 from fedcl.report.tables import share
 from fedcl.results import Result
 from fedcl.units import count, duration, size
 
 
-class Tile(NamedTuple):
-    """A headline number."""
+def render(result: Result) -> str:
+    """The page as HTML text."""
+    facts, (text, values) = status(result), config(result.path)
+    foot = "Every number on this page comes from metrics.jsonl beside it, where stages and rounds count from 0."
+    sections = [*_learning(result), *_around(result), *_terms(result, text)]
+    return document(head(result, facts, values), tiles(result, facts), sections, figures.switches(result), foot)
 
-    title: str
-    value: str
-    unit: str
-    notes: tuple[str, ...]  # on what terms, and the other way of testing
+
+def _learning(result: Result) -> list[Section]:
+    """What was learned, and what was lost."""
+    return [
+        Section(
+            "accuracy",
+            "Accuracy",
+            "What the model knows after each stage. With the task known it is told which task a sample belongs to; "
+            "with the task inferred it must find that out.",
+            figures.matrices(result),
+            [tables.task_table(result)],
+        ),
+        Section(
+            "forgetting",
+            "Forgetting",
+            "What a task lost between its best stage and the last one. Where the last mark lies left of the others the "
+            "task was forgotten; where it lies right, it gained from later ones.",
+            [*figures.forgetting(result), figures.balance(result), sites.trade(result)],
+        ),
+        Section(
+            "curves",
+            "Learning curves",
+            figures=[*figures.task_curves(result), rounds.validation(result)],
+            short="Curves",
+        ),
+        Section(
+            "hospitals",
+            "Hospitals",
+            figures=[
+                sites.hospital_curves(result),
+                sites.merging(result),
+                sites.drift(result),
+                sites.final(result),
+            ],
+            tables=[tables.hospital_table(result)],
+        ),
+    ]
+
+
+def _around(result: Result) -> list[Section]:
+    """Who had what, and what it took."""
+    faults = tables.fault_table(result)
+    well = "" if faults else "None: every client answered in every round, and every answer was accepted."
+    return [
+        Section("data", "Who has what, when", figures=[plan.split(result), plan.schedule(result)], short="Data"),
+        Section(
+            "cost",
+            "Cost",
+            figures=[plan.growth(result), rounds.traffic(result), rounds.duration(result), rounds.loss(result)],
+        ),
+        Section("faults", "Faults", tables=faults, text=well and fragment("words.html", words=well)),
+    ]
+
+
+def _terms(result: Result, text: str) -> list[Section]:
+    """What the numbers mean, and how to get them again."""
+    lead = (
+        "R[s, t] is the accuracy on task t after stage s of S, R_c that of hospital c; first(t) and last(t) are the "
+        "first and the last stage in which anyone trained t. Forgetting and transfer are over tasks last trained "
+        "before the final stage. Undefined cells are left out of every mean; – is a metric without a defined cell."
+    )
+    metrics = fragment(
+        "metrics.html",
+        metrics=tables.metric_table(result),
+        compat=tables.compat_table(result),
+        extras=tables.extras(result),
+    )
+    setup = fragment("setup.html", path=str(result.path), environment=environment(result.path), config=text)
+    return [
+        Section("metrics", "Metrics and their definitions", lead, text=metrics, short="Metrics"),
+        Section("setup", "Setup", text=setup),
+    ]
 
 
 def small(run: Path, name: str) -> dict[str, Any]:
@@ -70,7 +144,7 @@ def config(run: Path) -> tuple[str, dict[str, Any]]:
         return "", {}
 
 
-def head(result: Result, status: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]:
+def head(result: Result, status: Mapping[str, Any], values: Mapping[str, Any]) -> Top:
     """Title, state and when."""
     data = values.get("data", {}).get("name", "")
     method = values.get("method", "")
@@ -78,15 +152,14 @@ def head(result: Result, status: Mapping[str, Any], values: Mapping[str, Any]) -
     partial = f"{done} of {_many(planned, 'stage')} finished: all numbers are those of the finished stages"
     partial = "" if done == planned else f"{partial}, on the tasks met so far."
     when = datetime.fromtimestamp((result.path / "metrics.jsonl").stat().st_mtime, tz=UTC)
-    return {
-        "title": " · ".join(part for part in (data, method) if part) or result.path.resolve().name,
-        "name": result.path.resolve().name,
-        "state": str(status["state"]),
-        "when": f"{when:%Y-%m-%d %H:%M} UTC",
-        "size": f"{_many(len(result.hospitals), 'hospital')}, {_many(len(result.tasks), 'task')}, "
-        f"{_many(planned, 'stage')}",
-        "warning": " ".join(part for part in (partial, str(status.get("error", ""))) if part),
-    }
+    size = f"{_many(len(result.hospitals), 'hospital')}, {_many(len(result.tasks), 'task')}, {_many(planned, 'stage')}"
+    name = result.path.resolve().name
+    return Top(
+        " · ".join(part for part in (data, method) if part) or name,
+        state=str(status["state"]),
+        facts=(size, name, f"{when:%Y-%m-%d %H:%M} UTC"),
+        warning=" ".join(part for part in (partial, str(status.get("error", ""))) if part),
+    )
 
 
 def _many(number: int, noun: str) -> str:
@@ -148,17 +221,3 @@ def _sent(result: Result) -> tuple[str, ...]:
     if result.bytes_up_raw == result.bytes_up:
         return (phases,)
     return (phases, f"of {size(result.bytes_up_raw)} uncompressed")
-
-
-def switch_data(result: Result) -> dict[str, Any]:
-    """What the hospital switch needs: accuracies in tenths of a per cent, −1 where undefined."""
-
-    def pack(values: np.ndarray[Any, Any]) -> list[int]:
-        return [int(v) for v in np.where(np.isnan(values), -1, np.rint(1000 * np.nan_to_num(values))).ravel()]
-
-    hospitals = [
-        {"known": pack(result.accuracy[:, :, c]), "inferred": pack(result.inferred[:, :, c])}
-        for c in range(len(result.hospitals))
-    ]
-    pooled = {"known": pack(result.pooled), "inferred": pack(result.pooled_inferred)}
-    return {"digits": 0 if len(result.tasks) > 12 else 1, "views": [pooled, *hospitals]}

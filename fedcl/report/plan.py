@@ -6,8 +6,10 @@ import numpy as np
 
 from fedcl.metrics import Floats
 from fedcl.report.bars import stacked
-from fedcl.report.figures import MANY, Figure, names
+from fedcl.report.figures import names
 from fedcl.report.heat import Look, heat, timetable
+from fedcl.report.layout import Data, Figure, Value
+from fedcl.report.sites import MANY
 from fedcl.report.svg import FILLS, Head, from_zero, short
 from fedcl.results import Result
 from fedcl.units import count
@@ -22,16 +24,18 @@ def split(result: Result) -> Figure:
     caption = "Training, validation and test data together."
     totals = zip(result.hospitals, counts.sum(axis=1), strict=True)
     head = Head("split", title, "; ".join(f"{hospital}: {total:.0f} samples" for hospital, total in totals))
+    rows: list[list[Value]] = [[h, *map(float, counts[c])] for c, h in enumerate(result.hospitals)]
+    data = Data(("hospital", *result.classes), rows)
     if len(result.classes) <= FILLS:
         axis = from_zero(counts.sum(axis=1), "samples", lambda v: f"{v:.0f}")
-        return Figure(title, caption, stacked(head, counts, result.hospitals, result.classes, axis))
+        return Figure("split", title, caption, stacked(head, counts, result.hospitals, result.classes, axis), data)
 
     def say(h: int, k: int) -> str:
         return f"{result.hospitals[h]}, {result.classes[k]}: {counts[h, k]:.0f} samples"
 
     high = float(counts.max(initial=1.0))
     look = Look(result.hospitals, result.classes, "hospital", "class", count, say, high, void="")
-    return Figure(title, caption, heat(head, counts, look), wide=True)
+    return Figure("split", title, caption, heat(head, counts, look), data, wide=True)
 
 
 def samples(result: Result) -> Floats:
@@ -57,7 +61,14 @@ def schedule(result: Result) -> Figure:
     caption = f"The number of the task that a hospital trains in a stage: {key}."
     rows, different = _same(result.hospitals, cells)
     svg = timetable(Head("schedule", title, caption), rows, different, names(result))
-    return Figure(title, caption, svg, wide=len(result.schedule) > 12)
+    data: list[list[Value]] = [
+        [hospital, s + 1, names(result)[t]]
+        for hospital, row in zip(result.hospitals, cells, strict=True)
+        for s, current in enumerate(row)
+        for t in current
+    ]
+    columns = ("hospital", "stage", "task")
+    return Figure("schedule", title, caption, svg, Data(columns, data), wide=len(result.schedule) > 12)
 
 
 def _same(hospitals: tuple[str, ...], cells: Cells) -> tuple[list[str], Cells]:
@@ -83,4 +94,6 @@ def growth(result: Result) -> Figure:
     head = Head("growth", title, about or "No stage is finished.")
     axis = from_zero(parts.sum(axis=1), "parameters", count)
     caption = "The shared trunk, and the modules and gates of all tasks met so far."
-    return Figure(title, caption, stacked(head, parts, rows, ("trunk", "task modules"), axis))
+    svg = stacked(head, parts, rows, ("trunk", "task modules"), axis)
+    data: list[list[Value]] = [[s + 1, *map(float, part)] for s, part in enumerate(parts)]
+    return Figure("growth", title, caption, svg, Data(("after stage", "trunk", "task modules"), data))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedcl.report.charts import Point, Series, curves
-from fedcl.report.figures import Figure, names
+from fedcl.report.figures import names
+from fedcl.report.layout import Data, Figure, Value
 from fedcl.report.svg import Axis, Head, accuracy_axis, colour, from_zero, thin
 from fedcl.results import Result
 from fedcl.units import size
@@ -50,7 +52,15 @@ def validation(result: Result) -> Figure:
     axis = accuracy_axis([p[1] for s in series for p in s.points], "validation accuracy")
     head = Head("validation", title, caption)
     svg = curves(head, series, rounds(result), axis, boundaries(result), width=1040.0)
-    return Figure(title, caption, svg, wide=True)
+    return Figure("validation", title, caption, svg, wide_data("round", series), wide=True)
+
+
+def wide_data(x: str, series: Sequence[Series]) -> Data:
+    """Curves as columns, by what they run over."""
+    at = sorted({a for s in series for a, _ in s.points})
+    columns = [dict(s.points) for s in series]
+    rows: list[list[Value]] = [[a, *(column.get(a, float("nan")) for column in columns)] for a in at]
+    return Data((x, *(s.name or s.label for s in series)), rows)
 
 
 def _weighted(pairs: list[tuple[float, float]]) -> float:
@@ -67,13 +77,14 @@ def loss(result: Result) -> Figure:
     at = sorted(cells)
     low = thin([(n + 1.0, min(cells[n])) for n in at])
     high = thin([(n + 1.0, max(cells[n])) for n in at])
-    middle = Series("mean", [(n + 1.0, float(np.mean(cells[n]))) for n in at], "c0")
+    middle = Series("mean", [(n + 1.0, float(np.mean(cells[n]))) for n in at], "c0", band=(low, high))
     title = "Training loss"
     caption = "Mean over the clients of a round; the band reaches from the lowest client to the highest."
     axis = from_zero([v for _, v in high], "loss", lambda v: f"{v:.3g}")
     head = Head("loss", title, caption)
-    svg = curves(head, [middle], rounds(result), axis, boundaries(result), (low, high))
-    return Figure(title, caption, svg)
+    svg = curves(head, [middle], rounds(result), axis, boundaries(result))
+    data: list[list[Value]] = [[n + 1, float(np.mean(cells[n])), min(cells[n]), max(cells[n])] for n in at]
+    return Figure("loss", title, caption, svg, Data(("round", "mean", "lowest", "highest"), data))
 
 
 def traffic(result: Result) -> Figure:
@@ -85,7 +96,8 @@ def traffic(result: Result) -> Figure:
         series.append(Series("from clients, if not compressed", raw, "c2 d2"))
     axis = from_zero([v for _, v in (*down, *up, *raw)], "bytes", size)
     head = Head("traffic", title, caption)
-    return Figure(title, caption, curves(head, series, rounds(result), axis, boundaries(result)))
+    svg = curves(head, series, rounds(result), axis, boundaries(result))
+    return Figure("traffic", title, caption, svg, wide_data("round", series))
 
 
 def duration(result: Result) -> Figure:
@@ -95,7 +107,8 @@ def duration(result: Result) -> Figure:
     axis = from_zero([v for _, v in points], "seconds", lambda v: f"{v:.3g}")
     series = [Series("seconds", points, "c0")]
     head = Head("duration", title, caption)
-    return Figure(title, caption, curves(head, series, rounds(result), axis, boundaries(result)))
+    svg = curves(head, series, rounds(result), axis, boundaries(result))
+    return Figure("duration", title, caption, svg, wide_data("round", series))
 
 
 def per_round(result: Result, name: str) -> list[Point]:

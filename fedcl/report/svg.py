@@ -62,7 +62,7 @@ class Head(NamedTuple):
     description: str
 
 
-def picture(head: Head, width: float, height: float, body: Sequence[str]) -> Markup:
+def picture(head: Head, width: float, height: float, body: Sequence[str], **more: object) -> Markup:
     """A whole drawing. Where there is less than 0.72 of its width it scrolls, so that type stays readable."""
     named = el("title", escape(head.title), id=f"{head.id}-title")
     named += el("desc", escape(head.description), id=f"{head.id}-desc")
@@ -74,6 +74,7 @@ def picture(head: Head, width: float, height: float, body: Sequence[str]) -> Mar
         aria_labelledby=f"{head.id}-title {head.id}-desc",
         viewBox=f"0 0 {num(width)} {num(height)}",
         style=f"min-width:{num(0.72 * width)}px;max-width:{num(1.12 * width)}px",
+        **more,
     )
     return Markup(drawing)  # every text and attribute in it was escaped by `el`, `text` or `hint`
 
@@ -143,8 +144,11 @@ def frame(x: Axis, y: Axis, box: tuple[float, float, float, float]) -> list[str]
     """Grid lines, ticks and titles around the plot area (left, top, right, bottom)."""
     left, top, right, bottom = box
     across, up = x.scale(left, right), y.scale(bottom, top)
-    parts = [line(left, up(v), right, up(v), "grid") for v in y.ticks()]
-    parts += [text(left - 8, up(v) + 4, y.write(v), "tick", "end") for v in y.ticks()]
+    grid = [
+        line(left, up(v), right, up(v), "grid") + text(left - 8, up(v) + 4, y.write(v), "tick", "end")
+        for v in y.ticks()
+    ]
+    parts = [el("g", "".join(grid), class_="scale")]
     parts += [text(across(v), bottom + 17, x.write(v), "tick", "middle") for v in x.ticks(8)]
     parts.append(line(left, bottom, right, bottom, "axis"))
     parts.append(text((left + right) / 2, bottom + 36, x.title, "axis-title", "middle"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,15 +18,9 @@ from fedcl.metrics import (
     peak_forgetting,
 )
 from fedcl.report.figures import names
+from fedcl.report.layout import Cell, Table
 from fedcl.report.svg import points
 from fedcl.results import Result
-
-
-class Cell(NamedTuple):
-    """A table cell: what is read, and what is sorted by."""
-
-    text: str
-    key: float | str
 
 
 def share(value: float, signed: bool = False) -> Cell:
@@ -42,8 +35,11 @@ def count(value: float) -> Cell:
     return Cell(f"{value:,.0f}".replace(",", " "), float(value))
 
 
-def task_table(result: Result) -> list[list[Cell]]:
+def task_table(result: Result) -> Table:
     """Per task, after the final stage, pooled over hospitals."""
+    caption = "Tasks after the final stage, on the test samples of all hospitals. Per cent; changes in points."
+    columns = ["Task", "Test samples", "Task known", "Task inferred", "Balanced", "AUROC"]
+    columns += ["Since best", "Since learned", "Since best, inferred"]
     known, unknown = result.known.whole(), result.unknown.whole()
     peak, just, other = peak_forgetting(known), just_learned_forgetting(known), peak_forgetting(unknown)
     stages = len(result.accuracy)
@@ -56,11 +52,15 @@ def task_table(result: Result) -> list[list[Cell]]:
         numbers = [known.final[t], unknown.final[t], balanced[t], auroc[t], -peak[t], -just[t], -other[t]]
         cells = [share(float(v), signed=i > 3) for i, v in enumerate(numbers)]
         rows.append([Cell(title, t), count(float(result.counts[t].sum())), *cells])
-    return rows
+    return Table(caption, columns, rows)
 
 
-def hospital_table(result: Result) -> list[list[Cell]]:
+def hospital_table(result: Result) -> Table:
     """Per hospital, after the final stage, on its own test samples."""
+    caption = "Hospitals after the final stage, each on its own test samples. Per cent; changes in points, "
+    caption += "negative is a loss."
+    columns = ["Hospital", "Training samples", "Test samples", "Task known", "Task inferred"]
+    columns += ["By merging (spatial)", "Since learned (temporal)", "Since best"]
     known, inferred = hospital_accuracy(result.known), hospital_accuracy(result.unknown)
     drop = merging_drop(result.known)
     rows = []
@@ -70,11 +70,11 @@ def hospital_table(result: Result) -> list[list[Cell]]:
         cells = [share(float(v)) for v in (known[c], inferred[c])] + [share(-v, signed=True) for v in lost]
         samples = [count(float(result.split[c, :, 0].sum())), count(float(result.counts[:, c].sum()))]
         rows.append([Cell(hospital, hospital), *samples, *cells])
-    return rows
+    return Table(caption, columns, rows)
 
 
-def fault_table(result: Result) -> list[list[Cell]]:
-    """What went wrong, in the order of rounds; the first 500."""
+def fault_table(result: Result) -> list[Table]:
+    """What went wrong, in the order of rounds; the first 500. Nothing where nothing did."""
     rows = []
     for r in [r for r in result.records if r.phase == "fault"][:500]:
         clients = result.members[r.client] if r.client is not None and r.client < len(result.members) else ()
@@ -88,7 +88,8 @@ def fault_table(result: Result) -> list[list[Cell]]:
                 Cell(r.note, r.note),
             ]
         )
-    return rows
+    caption = "Answers that were missing or rejected. Stages and rounds count from 1."
+    return [Table(caption, ("Stage", "Round", "Hospital", "Fault", "Why"), rows)] if rows else []
 
 
 def metric_table(result: Result) -> list[dict[str, str]]:

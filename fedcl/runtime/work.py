@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def main(descriptor: int) -> None:
     """Answer messages until the parent is gone; a Setup comes before the first, and is answered by "ready"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
     import torch  # noqa: F401  (while the parent does something else)
 
@@ -102,7 +102,8 @@ def answer(app: Callable[[Message, Context], Message], message: Message, context
         return Outcome(None, None, f"{type(error).__name__}: {error}", fatal=broken)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Wait for the lifeline to be closed, and end."""
     os.read(0, 1)  # nobody writes there: it returns when the other end is closed
     os._exit(1)
 

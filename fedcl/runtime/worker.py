@@ -1,7 +1,7 @@
 """A worker process as its parent sees it: started with an environment of its own, spoken to over a pipe, replaceable.
 
-The process runs `fedcl.runtime.work`. It lives no longer than its parent: its standard input is a lifeline that the
-system closes when the parent ends, however that ends.
+The process runs `fedcl.runtime.work`, or another program that reads the same pipe. It lives no longer than its parent:
+its standard input is a lifeline that the system closes when the parent ends, however that ends.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ class Worker:
         setup: what it is told first; None is not known yet: it imports torch meanwhile.
         environment: what differs from ours; the process sees it before its first import.
         log: file that its output is appended to.
+        program: the module that it runs.
     """
 
-    def __init__(self, setup: Setup | None, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, setup: Setup | None, environment: Mapping[str, str], log: Path, program: str = "fedcl.runtime.work"
+    ) -> None:
         self.log = log
         self.ready = False
         self.busy: str | None = None  # the id of the message that it is at
@@ -70,7 +73,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedcl.runtime.work", str(theirs.fileno())],
+                [sys.executable, "-m", program, str(theirs.fileno())],
                 env={**os.environ, **paths, **environment},
                 pass_fds=inherited,
                 stdin=subprocess.PIPE,
