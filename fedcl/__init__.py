@@ -3,7 +3,7 @@
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
     errors offline config protocols structure samples contracts  the experiment, and the records
-    rng plugins defaults toml                                     where draws come from, every option written out
+    rng plugins citations defaults toml                           where draws come from, every option written out
     datasets partition tasks features augment federation          what the hospitals hold, and when
     holdings                                                      the same where no one else sees it
     models extract _sample_grads sample_moments fisher infer      what they train …

@@ -92,7 +92,7 @@ class Stream(Section):
     delay: Positive = 1
     """`staggered`: hospital k joins k × delay stages late."""
     table: list[list[int]] = []
-    """`table`: table[stage][hospital] is a task's index, -1 is none."""
+    """`table`: `table[stage][hospital]` is a task's index, -1 is none."""
 
 
 class Model(Section):

@@ -9,6 +9,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from fedcl import plugins
+
 
 class Flag(NamedTuple):
     """One row of the table."""
@@ -56,6 +58,10 @@ FLAGS = (
 )
 
 
+# Flags whose value is a plug-in's name: the shell completes it.
+_NAMES = {"dataset": "datasets", "model": "models", "method": "methods", "growth": "growth", "compress": "compression"}
+
+
 def name_of(key: str) -> str:
     """The flag that sets a key: "train.lr" → "--lr"."""
     return next(f"--{flag.name}" for flag in FLAGS if flag.key == key)
@@ -84,8 +90,16 @@ def _parameter(flag: Flag) -> inspect.Parameter:
         help=f"{flag.help} ({flag.default})",
         rich_help_panel=flag.panel,
         show_default=False,
+        autocompletion=_completion(_NAMES[flag.name]) if flag.name in _NAMES else None,
     )
     name = flag.name.replace("-", "_")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
+
+
+def _completion(kind: str) -> Callable[[], list[str]]:
+    def complete() -> list[str]:  # typer reads a function's parameters, of which a partial has none
+        return plugins.names(kind)
+
+    return complete

@@ -15,6 +15,9 @@ a mean of differences seldom is one, so the server takes |w| < 1e-6 for zero: a 
 The official code differs from the paper in nine points; this follows the paper, with these deviations: the drift term
 is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer,
 and selection is followed by federated rounds instead of training to convergence. Layers: mlp and cnn.
+
+References:
+    Yoon, Yang, Lee, Hwang. Lifelong Learning with Dynamically Expandable Networks. ICLR 2018. arXiv 1708.01547.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fedcl new`: each kind of plug-in works as written, its test passes, and nothing of anybody is overwritten."""
+"""`fedcl new`: each kind of plug-in works as it is written, its test passes, nothing is overwritten."""
 
 from __future__ import annotations
 
