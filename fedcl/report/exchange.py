@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import defaultdict
 from collections.abc import Collection
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedcl.results import Result
 from fedcl.units import size
 
 PHASES = {"train": "training", "consolidate": "consolidation", "evaluate": "evaluation"}
-_WAYS = {"bytes_down": "to hospitals", "bytes_up": "from hospitals"}
+_WAYS = {"bytes_down": "↓", "bytes_up": "↑"}
 
 
 def traffic(result: Result) -> Figure:
@@ -28,9 +29,9 @@ def traffic(result: Result) -> Figure:
     for r in result.records:
         if r.client is None and (r.phase, r.name) in keys and r.stage >= 0:
             values[r.stage, keys.index((r.phase, r.name))] += np.nan_to_num(r.value)
-    titles = [f"{PHASES[phase]}, {_WAYS[way]}" for phase, way in keys]
+    titles = [f"{PHASES[phase]} {_WAYS[way]}" for phase, way in keys]
     title = "Bytes of each stage"
-    caption = "Payload of all messages, all clients together."
+    caption = "Payload of all messages, all clients together: ↓ to hospitals, ↑ from them."
     axis = from_zero(values.sum(axis=1), "bytes", size)
     svg = stacked(Head("exchange", title, caption), values, [f"stage {s + 1}" for s in range(stages)], titles, axis)
     rows: list[list[Value]] = [[s + 1, *map(float, row)] for s, row in enumerate(values)]
@@ -45,14 +46,15 @@ def sent(result: Result) -> list[Table]:
     except (OSError, ValueError):
         return []
     parts = _contents(config, plan.get("hooks", ()), plan.get("method", {}))
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for r in result.records:
+        if r.name in _WAYS and r.client is None:
+            sums[r.phase, r.name] += r.value
     rows = []
     for phase, title in PHASES.items():
-        bytes_ = [
-            sum(r.value for r in result.records if (r.phase, r.name, r.client) == (phase, way, None)) for way in _WAYS
-        ]
-        if any(bytes_):
-            down, up = parts[phase]
-            volume = [Cell(size(value), float(value)) for value in bytes_]
+        down, up = parts[phase]
+        volume = [Cell(size(sums[phase, way]), float(sums[phase, way])) for way in _WAYS]
+        if any(cell.key for cell in volume):
             rows.append([Cell(title, title), Cell(down, down), volume[0], Cell(up, up), volume[1]])
     caption = "What travelled, by kind of message. Raw samples are in none of them."
     return [Table(caption, ("Message", "To a hospital", "Bytes", "From a hospital", "Bytes"), rows)]
@@ -106,6 +108,6 @@ def _contents(config: Config, hooks: Collection[str], method: dict[str, object])
     prepared = ", class prototypes" if sums else ""
     return {
         "train": (f"trunk{heads}{news}", up + own),
-        "consolidate": (f"the same, merged{news}", ("size of its own memory" + own + sums)),
+        "consolidate": (f"the same, merged{news}", "size of its own memory" + own + sums),
         "evaluate": (f"trunk and all modules{prepared}", "counts of answers by class, histograms of scores"),
     }

@@ -187,7 +187,8 @@ def _importance(facts: dict[int, dict[str, Any]]) -> list[Figure]:
             "How far weights of each importance moved",
             "moved",
             "mean |change|",
-            "Mean absolute change in the stage, by importance. It falls where the method protects what mattered.",
+            "Mean absolute change in the stage, by importance when it began. Without protection it mostly rises, as "
+            "what the outputs depend on has the larger gradients; a strong penalty makes it fall.",
         ),
     ):
         drawn, rows = [], []
@@ -209,7 +210,7 @@ def _drawing(id_: str, title: str, caption: str, keys: Sequence[str], lines: Any
     series = [
         Series(key if many else "", points, f"c{k}") for k, (key, points) in enumerate(zip(keys, lines, strict=True))
     ]
-    y = from_zero([b for points in lines for _, b in points], up, lambda v: f"{v:.3g}")
+    y = from_zero([b for points in lines for _, b in points], up, lambda v: f"{v:.0f}" if v >= 100 else f"{v:.3g}")
     return curves(Head(id_, f"{title}, stage {id_.rpartition('-')[2]}", caption), series, x, y)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -35,7 +36,7 @@ def validation(result: Result) -> list[Figure]:
     sizes = {(r.round, r.task, r.client): r.value for r in result.records if (r.phase, r.name) == ("validate", "n")}
     cells: dict[tuple[str | None, int], list[tuple[float, float]]] = defaultdict(list)
     for r in result.records:
-        if r.phase == "validate" and r.name == "accuracy" and r.client is not None and np.isfinite(r.value):
+        if r.phase == "validate" and r.name == "accuracy" and r.client is not None and math.isfinite(r.value):
             cells[r.task, r.round].append((r.value, sizes.get((r.round, r.task, r.client), 1.0)))
     if not cells:
         return []
@@ -74,7 +75,7 @@ def loss(result: Result) -> Figure:
     """Training loss: mean over clients, and their range."""
     cells: dict[int, list[float]] = defaultdict(list)
     for r in result.records:
-        if r.phase == "train" and r.name == "loss" and r.client is not None and np.isfinite(r.value):
+        if r.phase == "train" and r.name == "loss" and r.client is not None and math.isfinite(r.value):
             cells[r.round].append(r.value)
     at = sorted(cells)
     low = thin([(n + 1.0, min(cells[n])) for n in at])
