@@ -56,9 +56,9 @@ def _learning(result: Result) -> list[Section]:
             "Hospitals",
             figures=[
                 sites.hospital_curves(result),
-                sites.final(result),
                 sites.merging(result),
                 sites.drift(result),
+                sites.final(result),
             ],
             tables=[tables.hospital_table(result)],
         ),
