@@ -13,7 +13,8 @@ The reading order, which is also the order of imports: a module imports only mod
     quantize compression                                          how deltas travel
     optimizers batches store device net shelf exam own client     one client's Job: the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing journal synthesis privacy server   the only round loop
+    state plan collect growing anatomy journal                    the only round loop …
+    synthesis privacy server                                      … with what it keeps and writes down
     runtime deploy                                                Flower: apps, wire, one file per way to run
     finish simulation                                             the whole story on one page
     starters explain choices settings                             a config from file and flags, all mistakes told
