@@ -11,16 +11,18 @@ The reading order, which is also the order of imports: a module imports only mod
     growth methods                                                how they grow and remember
     aggregators mergers merge                                     the rules by which many nets become one
     quantize compression                                          how deltas travel
-    optimizers batches store device net shelf exam own client     one client's Job: the only training loop
+    optimizers batches store device net shelf quality exam own    one client's Job …
+    client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing anatomy journal                    the only round loop …
-    synthesis privacy server                                      … with what it keeps and writes down
+    state plan collect growing anatomy drift alarms journal       what a round needs …
+    synthesis privacy server                                      … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
+    trackers tracking                                             where figures go besides
     finish simulation                                             the whole story on one page
     starters explain choices settings                             a config from file and flags, all mistakes told
     comparison tuning                                             many runs, and what holds of them
     forecast rescore export summary                               around it …
-    view cli                                                      … and in front of it
+    view watch cli                                                … and in front of it
 """
 
 from __future__ import annotations

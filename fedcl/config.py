@@ -203,6 +203,28 @@ class Federation(Section):
     """How the deltas of training travel to the server: "none" is as they are, or one of `fedcl list compression`."""
 
 
+class Alarms(Section):
+    """What is told as soon as it shows. None changes what is learned; 0 switches a rule off."""
+
+    on: bool = True
+    """False: nothing is measured for them."""
+    forgetting: Share = 0.2
+    """A task's accuracy sank by so much since its best."""
+    drift: Annotated[float, Field(ge=0)] = 6.0
+    """A hospital's updates are so many times as long as the median hospital's, three rounds in a row."""
+    opposed: Share = 0.6
+    """Its updates point against the others', three rounds in a row: their mean cosine is below minus this."""
+    divergence: Annotated[float, Field(ge=0)] = 3.0
+    """A hospital's training loss is so many times that of guessing, and has risen in the stage."""
+    labels: Share = 0.15
+    """The merged model disagrees with a share of a hospital's training labels that is so far above what the other
+    hospitals' labels of the same classes lead to expect."""
+    duplicates: Share = 0.02
+    """Share of a hospital's samples with an exact copy of another label, or on the other side of the test split."""
+    gaps: Share = 0.05
+    """Share of a hospital's test samples whose class it has no training sample of."""
+
+
 class Run(Section):
     """Where and how it runs."""
 
@@ -233,10 +255,12 @@ class Run(Section):
     """Every so many rounds the incoming model is scored on validation data; 0 is never."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between checkpoints; 0 writes one whenever checkpoints so far cost less than 5 % of the time."""
+    track: list[str] = []
+    """Where figures go besides the run directory, of `fedcl list trackers`."""
 
 
 # What may differ when a run goes on: none of these changes a number.
-_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection")
+_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection", "track")
 
 
 class Config(Section):
@@ -255,17 +279,26 @@ class Config(Section):
     """The growth rules' own options: growth.threshold.units = 16."""
     compression: dict[str, dict[str, Value]] = {}
     """The compression's own options: compression.topk.keep = 0.05."""
+    trackers: dict[str, dict[str, Value]] = {}
+    """The trackers' own options: trackers.mlflow.experiment = "heart"."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()
     model: Model = Model()
     train: Train = Train()
     federation: Federation = Federation()
+    alarms: Alarms = Alarms()
     run: Run = Run()
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        content = self.model_dump(exclude={"run": set(_FREE), "federation": {"client_timeout", "join_timeout"}})
+        free: Any = {
+            "alarms": True,
+            "trackers": True,
+            "run": set(_FREE),
+            "federation": {"client_timeout", "join_timeout"},
+        }
+        content = self.model_dump(exclude=free)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

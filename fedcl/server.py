@@ -66,7 +66,7 @@ class Server:
         with rng.torch_global(config.seed, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
-        self._journal = Journal(run, federation, self._plan)
+        self._journal = Journal(config, run, federation, self._plan, notify)
         self._synthesis = Synthesis(config, federation, method, self._plan)
         self._anatomy = anatomy.Anatomy(run, self._plan, self._net, store)
         self.state = State([Group(clients) for clients in federation.groups])
@@ -243,13 +243,14 @@ class Server:
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
-        last, collections, replies = self.config.train.rounds - 1, [], []
+        last, collections, updates = self.config.train.rounds - 1, [], list[Update]()
         for group in self.state.groups:
             collection = self._collection(self._plan.evaluation(self.state, group, stage), stage, last)
-            replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
+            updates += collection.updates(self._ask, self.config.federation.timeout)
             collections.append(collection)
-        table = scores.table(replies)
+        table = scores.table([update.arrays for update in updates])
         records = [{"phase": "end" if stage >= 0 else "start", **row} for row in table]
+        records += [record for update in updates for record in self._journal.training(stage, update)]
         records += [record for collection in collections for record in collection.records]
         records += named("evaluate", totals(collections)) + self._anatomy.end(stage, self.state.groups)
         self._journal.log(stage, last, records)
@@ -281,8 +282,7 @@ class Server:
 
     def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""
-        run, every = self._run, self.config.run.checkpoint_every
-        begin = time.monotonic()
+        run, every, begin = self._run, self.config.run.checkpoint_every, time.monotonic()
         overall = self._plan.overall(self.state.stage, self.state.round)
         due = overall % every == 0 if every else run.saving <= _CHECKPOINT_SHARE * (begin - run.started)
         stop = self._stop()

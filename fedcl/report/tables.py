@@ -74,9 +74,16 @@ def hospital_table(result: Result) -> Table:
 
 
 def fault_table(result: Result) -> list[Table]:
-    """What went wrong, in the order of rounds; the first 500. Nothing where nothing did."""
+    """What went wrong, and what alarms told, each in the order of rounds, the first 500. Nothing where nothing did."""
+    faults = _told(result, "fault", "Answers that were missing or rejected.")
+    return faults + _told(
+        result, "alarm", "What somebody should look at: the run went on, and learned what it would have."
+    )
+
+
+def _told(result: Result, phase: str, caption: str) -> list[Table]:
     rows = []
-    for r in [r for r in result.records if r.phase == "fault"][:500]:
+    for r in [r for r in result.records if r.phase == phase][:500]:
         clients = result.members[r.client] if r.client is not None and r.client < len(result.members) else ()
         who = ", ".join(result.hospitals[h] for h in clients[:3]) + (" …" if len(clients) > 3 else "")
         rows.append(
@@ -88,8 +95,8 @@ def fault_table(result: Result) -> list[Table]:
                 Cell(r.note, r.note),
             ]
         )
-    caption = "Answers that were missing or rejected. Stages and rounds count from 1."
-    return [Table(caption, ("Stage", "Round", "Hospital", "Fault", "Why"), rows)] if rows else []
+    caption = f"{caption} Stages and rounds count from 1."
+    return [Table(caption, ("Stage", "Round", "Hospital", phase.title(), "Why"), rows)] if rows else []
 
 
 def alarm_table(result: Result) -> list[Table]:
