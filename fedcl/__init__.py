@@ -2,7 +2,8 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    errors offline config protocols structure samples contracts  the experiment, and the records
+    errors offline sections config                                the experiment …
+    protocols structure samples contracts                         … and the records
     rng plugins citations defaults toml                           where draws come from, every option written out
     datasets partition tasks features augment federation          what the hospitals hold, and when
     holdings                                                      the same where no one else sees it

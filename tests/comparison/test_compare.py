@@ -119,7 +119,7 @@ def test_a_failed_run_is_shown_and_stops_nobody(tmp_path):
 
 def test_data_from_python_are_compared_too(tmp_path):
     from fedcl import datasets
-    from fedcl.config import Data
+    from fedcl.sections import Data
 
     samples = datasets.load(Data(name="digits"))
     made = fedcl.compare(
