@@ -2,9 +2,9 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    errors offline sections config protocols structure samples    the experiment …
-    contracts                                                     … and the records
-    rng plugins defaults toml                                     where draws come from, every option written out
+    errors offline sections config                                the experiment …
+    protocols structure samples contracts                         … and the records
+    rng plugins citations defaults toml                           where draws come from, every option written out
     datasets partition tasks features augment federation          what the hospitals hold, and when
     holdings                                                      the same where no one else sees it
     models extract _sample_grads sample_moments fisher infer      what they train …
@@ -15,13 +15,13 @@ The reading order, which is also the order of imports: a module imports only mod
     optimizers batches store device net shelf quality exam own    one client's Job …
     client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing drift alarms journal synthesis     what a round needs …
-    privacy server                                                … in the only round loop
+    state plan collect growing anatomy drift alarms journal       what a round needs …
+    synthesis privacy server                                      … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     trackers tracking                                             where figures go besides
     finish simulation                                             the whole story on one page
-    explain choices settings                                      a config from file and flags, all mistakes told
-    comparison                                                    many runs, and what holds of them
+    starters explain choices settings                             a config from file and flags, all mistakes told
+    comparison tuning                                             many runs, and what holds of them
     forecast rescore export summary                               around it …
     view watch cli                                                … and in front of it
 """
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from fedcl.results import Result as Result
     from fedcl.simulation import simulate as simulate
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Config", "Result", "compare", "load_export", "simulate"]
 
 _HOMES = {
@@ -51,6 +52,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use: `fedcl --help` needs neither torch nor Flower."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("fedcl")
     if name in _HOMES:
         import importlib
 

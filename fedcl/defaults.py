@@ -33,7 +33,8 @@ def fill(config: Config) -> Config:
     changes |= _rules(config) | _compression(config)
     changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})
     if "+" not in config.data.name:
-        plugin = plugins.load("datasets", config.data.name.partition(":")[0])
+        base = config.data.name.partition(":")[0]  # of a variant; somebody's own is `module:build`
+        plugin = plugins.load("datasets", base if base in plugins.names("datasets") else config.data.name)
         data = _options(plugin, config.data.options, skip=1)
         changes["data"] = config.data.model_copy(update={"options": data})
     return config.model_copy(update=changes)

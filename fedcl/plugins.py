@@ -41,11 +41,13 @@ def names(kind: str) -> list[str]:
 
 def describe(kind: str) -> dict[str, str]:
     """Option → the first line of its docstring, read from the source without importing it."""
-    lines = {}
-    for name in names(kind):
-        tree = ast.parse((_ROOT / kind / f"{_file(name)}.py").read_text(encoding="utf-8"))
-        lines[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return lines
+    return {name: docstring(kind, name).partition("\n")[0] for name in names(kind)}
+
+
+def docstring(kind: str, name: str) -> str:
+    """What an option's file says of itself, read without importing it."""
+    tree = ast.parse((_ROOT / kind / f"{_file(name)}.py").read_text(encoding="utf-8"))
+    return ast.get_docstring(tree) or ""
 
 
 def check(kind: str, name: str) -> None:
@@ -75,8 +77,12 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name and not path.startswith(error.name):
             raise
-        raise UnknownPlugin(f"no module {path!r} for {kind} {name!r}; is it on PYTHONPATH?") from error
+        raise UnknownPlugin(
+            f"no module {path!r} for {kind} {name!r}; is it in the current folder, or on PYTHONPATH?"
+        ) from error
     if attribute:
+        if not hasattr(module, attribute):
+            raise UnknownPlugin(f"{module.__file__} has no {attribute!r}, which {kind} {name!r} names")
         return getattr(module, attribute)  # type: ignore[no-any-return]
     if hasattr(module, "build"):
         return module.build  # type: ignore[no-any-return]

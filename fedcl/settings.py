@@ -15,7 +15,7 @@ from fedcl import explain
 from fedcl.config import Config
 from fedcl.explain import ConfigError
 
-__all__ = ["ConfigError", "ConfigErrors", "resolve"]
+__all__ = ["ConfigError", "ConfigErrors", "resolve", "tree"]
 
 Tree = dict[str, Any]
 
@@ -47,14 +47,7 @@ def resolve(
     """
     from fedcl import choices
 
-    tree, errors = _read(file) if isinstance(file, Path) else (copy.deepcopy(file or {}), [])
-    assignments = [*(text.partition("=") for text in sets)]
-    assignments += [(key, "=", value) for key, value in (flags or {}).items()]
-    for key, equals, text in assignments:
-        try:
-            _merge(tree, _assignment(key.strip(), equals, text.strip()))
-        except ValueError as error:
-            errors.append(ConfigError(key, text or None, str(error)))
+    tree, errors = _layered(file, sets, flags or {})
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -64,6 +57,30 @@ def resolve(
     if errors:
         raise ConfigErrors(errors)
     return config
+
+
+def tree(file: Path | Tree | None = None, sets: Sequence[str] = (), flags: Mapping[str, str] | None = None) -> Tree:
+    """The same layers as a tree of what they set, without the defaults: what a config file would say.
+
+    Raises:
+        ConfigErrors: a file cannot be read, or an assignment is none.
+    """
+    found, errors = _layered(file, sets, flags or {})
+    if errors:
+        raise ConfigErrors(errors)
+    return found
+
+
+def _layered(file: Path | Tree | None, sets: Sequence[str], flags: Mapping[str, str]) -> tuple[Tree, list[ConfigError]]:
+    found, errors = _read(file) if isinstance(file, Path) else (copy.deepcopy(file or {}), [])
+    assignments = [*(text.partition("=") for text in sets)]
+    assignments += [(key, "=", value) for key, value in flags.items()]
+    for key, equals, text in assignments:
+        try:
+            _merge(found, _assignment(key.strip(), equals, text.strip()))
+        except ValueError as error:
+            errors.append(ConfigError(key, text or None, str(error)))
+    return found, errors
 
 
 def _read(file: Path) -> tuple[Tree, list[ConfigError]]:

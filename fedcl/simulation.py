@@ -142,7 +142,8 @@ def _run(
             Event("notice", 0, 0, {"text": f"no checkpoint of {run.path} is whole: the run starts from its beginning"})
         )
     if state is None:
-        run.describe(config, federation.describe() | {"method": method.conventions()}, federation.rows())
+        told = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
+        run.describe(config, told, federation.rows())
     before = state.seconds if state else 0.0
     inline = config.run.runtime == "inline"
 

@@ -1,4 +1,9 @@
-"""Adam at the server, on the clients' mean delta (Reddi et al. 2021, arXiv 2003.00295, Alg. 2); Flower's FedAdam."""
+"""Adam at the server, on the clients' mean delta (Alg. 2); Flower's FedAdam.
+
+References:
+    Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan. Adaptive Federated Optimization. ICLR 2021.
+        arXiv 2003.00295.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,9 @@
-"""Server momentum: v ← βv + Δ, θ ← θ + ηv (Hsu et al. 2019, arXiv 1909.06335); Flower's FedAvgM."""
+"""Server momentum: v ← βv + Δ, θ ← θ + ηv; Flower's FedAvgM.
+
+References:
+    Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
+        arXiv 2019. arXiv 1909.06335.
+"""
 
 from dataclasses import dataclass
 

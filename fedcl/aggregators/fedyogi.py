@@ -1,4 +1,9 @@
-"""Yogi at the server, on the clients' mean delta (Reddi et al. 2021, arXiv 2003.00295, Alg. 2); Flower's FedYogi."""
+"""Yogi at the server, on the clients' mean delta (Alg. 2); Flower's FedYogi.
+
+References:
+    Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan. Adaptive Federated Optimization. ICLR 2021.
+        arXiv 2003.00295.
+"""
 
 from dataclasses import dataclass
 

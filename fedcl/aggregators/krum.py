@@ -1,4 +1,9 @@
-"""The delta that is nearest to its neighbours (Blanchard et al. 2017, arXiv 1703.02757); Flower's MultiKrum."""
+"""The delta that is nearest to its neighbours; Flower's MultiKrum.
+
+References:
+    Blanchard, El Mhamdi, Guerraoui, Stainer. Machine Learning with Adversaries: Byzantine Tolerant Gradient
+        Descent. NeurIPS 2017. arXiv 1703.02757.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,9 @@
-"""Coordinate-wise median of the clients' deltas (Yin et al. 2018, arXiv 1803.01498); Flower's FedMedian."""
+"""Coordinate-wise median of the clients' deltas; Flower's FedMedian.
+
+References:
+    Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML
+        2018. arXiv 1803.01498.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,9 @@
-"""Mean of each value without the extremes (Yin et al. 2018, arXiv 1803.01498); Flower's FedTrimmedAvg."""
+"""Mean of each value without the extremes; Flower's FedTrimmedAvg.
+
+References:
+    Yin, Chen, Kannan, Bartlett. Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates. ICML
+        2018. arXiv 1803.01498.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -21,8 +21,8 @@ _IMPORTED = ("torch", "torchvision", "flwr", "safetensors", "sklearn", "pydantic
 def doctor() -> None:
     """Check the installation, the machine and the data; exit 1 if something needed is broken."""
     broken = [*_packages()]
-    _machine()
-    _data()
+    broken += _machine()
+    broken += _data()
     _extras()
     for problem in broken:
         typer.echo(f"broken: {problem}", err=True)
@@ -33,6 +33,7 @@ def doctor() -> None:
 
 def _packages() -> Iterator[str]:
     """Print what is installed; yield what is missing or cannot be imported."""
+    typer.echo(f"fedcl        {_version('fedcl')} in {Path(__file__).parents[1]}")
     typer.echo(f"python       {platform.python_version()}")
     for name, extra in _requirements():
         if extra:
@@ -49,19 +50,41 @@ def _packages() -> Iterator[str]:
             yield f"{module} cannot be imported: {type(error).__name__}: {error}; reinstall it"
 
 
-def _machine() -> None:
+def _machine() -> Iterator[str]:
+    """Print what there is to compute on; yield devices that torch lists and cannot use."""
+    try:
+        import torch
+    except Exception:  # said already
+        return
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    typer.echo(f"\ndevices      {', '.join(map(_device, names))}")
+    for name in names:
+        try:
+            torch.ones(2, 2, device=name).mm(torch.ones(2, 2, device=name)).sum().item()
+        except RuntimeError as error:
+            yield f"torch {torch.__version__} cannot compute on {name}: {str(error).partition(chr(10))[0]}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    typer.echo(f"cpus         {cores} for this process; torch's own choice is {torch.get_num_threads()} threads")
+    page = os.sysconf("SC_PAGE_SIZE")
+    memory = [page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names]
+    typer.echo(f"memory       {units.size(memory[0])}{f', {units.size(memory[1])} free' if len(memory) > 1 else ''}")
+    typer.echo(f"disk here    {units.size(shutil.disk_usage(Path.cwd()).free)} free")
+    if not os.access(Path.cwd(), os.W_OK):
+        yield f"{Path.cwd()} cannot be written; runs go there unless --output names another place"
+
+
+def _device(name: str) -> str:
     import torch
 
-    devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-    devices += ["mps"] if torch.backends.mps.is_available() else []
-    typer.echo(f"\ndevices      {', '.join(['cpu', *devices])}")
-    typer.echo(f"cpus         {os.cpu_count()}; torch's own choice is {torch.get_num_threads()} threads")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    typer.echo(f"memory       {units.size(memory)}")
-    typer.echo(f"disk here    {units.size(shutil.disk_usage(Path.cwd()).free)} free")
+    if not name.startswith("cuda"):
+        return name
+    facts = torch.cuda.get_device_properties(name)
+    return f"{name} {facts.name}, {units.size(facts.total_memory)}"
 
 
-def _data() -> None:
+def _data() -> Iterator[str]:
+    """Print what is found; yield a data root that is none."""
     from fedcl import datasets, plugins
 
     status = {name: datasets.find(name) for name in plugins.names("datasets")}
@@ -69,6 +92,11 @@ def _data() -> None:
     typer.echo(f"\ndata root    {datasets.home()}")
     typer.echo(f"data found   {', '.join(found)}")
     typer.echo("             `fedcl data list` names what fetches the others" if len(found) < len(status) else "")
+    named = os.environ.get("FEDCL_DATA", "")
+    if named and not Path(named).is_dir():
+        typer.echo(f"             $FEDCL_DATA is {named}, which is not there yet; `fedcl data fetch` makes it")
+    elif datasets.home().exists() and not os.access(datasets.home(), os.R_OK | os.X_OK):
+        yield f"the data root {datasets.home()} cannot be read"
 
 
 def _extras() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import typer
+
+from fedcl import plugins
 
 
 class Flag(NamedTuple):
@@ -56,9 +59,27 @@ FLAGS = (
 )
 
 
+# Flags whose value is a plug-in's name: the shell completes it.
+_NAMES = {"dataset": "datasets", "model": "models", "method": "methods", "growth": "growth", "compress": "compression"}
+
+
 def name_of(key: str) -> str:
     """The flag that sets a key: "train.lr" → "--lr"."""
     return next(f"--{flag.name}" for flag in FLAGS if flag.key == key)
+
+
+@contextmanager
+def mistakes(flags: Mapping[str, str]) -> Iterator[None]:
+    """Wrong settings are a line each, with the flag that set it, and end with exit code 2."""
+    from fedcl.settings import ConfigErrors
+
+    try:
+        yield
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            origin = f" ({name_of(error.key)})" if error.key in flags else ""
+            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
+        raise typer.Exit(2) from None
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,8 +105,16 @@ def _parameter(flag: Flag) -> inspect.Parameter:
         help=f"{flag.help} ({flag.default})",
         rich_help_panel=flag.panel,
         show_default=False,
+        autocompletion=_completion(_NAMES[flag.name]) if flag.name in _NAMES else None,
     )
     name = flag.name.replace("-", "_")
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
     )
+
+
+def _completion(kind: str) -> Callable[[], list[str]]:
+    def complete() -> list[str]:  # typer reads a function's parameters, of which a partial has none
+        return plugins.names(kind)
+
+    return complete

@@ -9,18 +9,27 @@ from typing import Annotated
 
 import typer
 
-from fedcl import plugins, toml
+from fedcl import citations, plugins, toml
 
 
 def show(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help=f"{', '.join(plugins.KINDS)}; default all.")
+        str | None,
+        typer.Argument(
+            metavar="[KIND]",
+            help=f"{', '.join(plugins.KINDS)}; default all.",
+            autocompletion=lambda: list(plugins.KINDS),
+        ),
     ] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, with its options.")] = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="The papers that they come from, as BibTeX.")] = False,
 ) -> None:
-    """What there is to choose from: methods, models, data sets and more."""
+    """What there is to choose from: methods, models, data sets and more, with their papers."""
     if kind is not None and kind not in plugins.KINDS:
         raise _unknown("kind", kind, plugins.KINDS)
+    if bibtex:
+        _bibtex([kind] if kind else plugins.KINDS, name)
+        return
     if kind is not None and name is not None:
         _one(kind, name)
         return
@@ -30,7 +39,8 @@ def show(
             typer.echo(f"{chr(10) if number else ''}{each}{'' if lines else ': none yet'}")
         width = max(map(len, lines), default=0)
         for option, line in lines.items():
-            typer.echo(f"{'' if kind else '  '}{option:{width}}  {line}")
+            papers = "; ".join(paper.short for paper in citations.of(each, option))
+            typer.echo(f"{'' if kind else '  '}{option:{width}}  {line}{f' [{papers}]' if papers else ''}")
 
 
 def _one(kind: str, name: str) -> None:
@@ -45,6 +55,21 @@ def _one(kind: str, name: str) -> None:
     options = plugins.options(plugin, skip=1 if kind in ("models", "datasets", "trackers") else 0)
     given = {o: p.default for o, p in options.items() if p.default is not p.empty and p.default is not None}
     typer.echo(f"Defaults:\n\n[{section}]\n{toml.dumps(given)}" if given else "No option has a default.")
+
+
+def _bibtex(kinds: Sequence[str], name: str | None) -> None:
+    """Each paper once."""
+    if name is not None:
+        try:
+            plugins.check(kinds[0], name)
+            chosen = [(kinds[0], name)]
+        except plugins.UnknownPlugin as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from error
+    else:
+        chosen = [(kind, each) for kind in kinds for each in plugins.names(kind)]
+    papers = {paper.key: paper for kind, each in chosen for paper in citations.of(kind, each)}
+    typer.echo("\n\n".join(paper.bibtex for _, paper in sorted(papers.items())))
 
 
 def _unknown(what: str, value: str, known: Sequence[str]) -> typer.Exit:

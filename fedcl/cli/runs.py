@@ -8,15 +8,21 @@ from typing import Annotated
 import typer
 
 Run = Annotated[Path, typer.Argument(help="Run directory, finished or interrupted.")]
+Reported = Annotated[Path, typer.Argument(help="Directory of a run or a comparison.")]
 
 
-def report(run: Run) -> None:
-    """Rebuild report.html from a run's records, and print its path."""
+def report(run: Reported) -> None:
+    """Rebuild report.html from what a run, or a comparison, recorded, and print its path."""
+    from fedcl import comparison
     from fedcl import report as pages
     from fedcl.cli import terminal
+    from fedcl.contracts import FedclError
 
-    with terminal.told(FileNotFoundError, ValueError):
-        typer.echo(pages.write(run))
+    with terminal.told(FileNotFoundError, ValueError, FedclError):
+        if (run / comparison.GRID).exists():
+            typer.echo(comparison.rebuild(comparison.Comparison.load(run)))
+        else:
+            typer.echo(pages.write(run))
 
 
 def evaluate(
@@ -44,21 +50,37 @@ def evaluate(
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory, finished.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file, safetensors.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file: .safetensors, .pt2 or .onnx.")
+    ],
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="safetensors, torch.export, onnx; default by the suffix."),
+    ] = "",
     int8: Annotated[bool, typer.Option("--int8", help="Weights as 8-bit numbers, one scale an output.")] = False,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="NAME", help="Of the model, for its card; default unknown.")
+    ] = "",
 ) -> None:
-    """Write a finished run's merged model as one file, for `fedcl.load_export`."""
+    """Write a finished run's merged model as one file, and a model card beside it."""
     from fedcl import export as exports
     from fedcl import units
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
 
+    with terminal.told(FedclError, code=2):
+        exports.form_of(output, form)
     with terminal.told(FedclError):
-        done = exports.export(run, output, int8)
-    kind = f"{units.size(done.bytes)} of {units.size(done.bytes_float)} as float32" if int8 else units.size(done.bytes)
-    typer.echo(f"{output}: {kind}")
+        done = exports.export(run, output, int8, form, licence)
+    if done.distance is None:
+        whole = units.size(done.bytes_float)
+        typer.echo(f"{output}: {f'{units.size(done.bytes)} of {whole} as float32' if int8 else whole}")
+    else:
+        size = units.size(output.stat().st_size)
+        typer.echo(f"{output}: {size}; its logits are the run's to {done.distance:.1e} on random samples")
     for name, before, after in done.accuracies:
         now = f", {units.percent(after, 2)} % as exported" if int8 else ""
         typer.echo(f"accuracy, {name}: {units.percent(before, 2)} %{now}")
     if done.unscored:
         typer.echo(f"accuracy is not measured: {done.unscored}")
+    typer.echo(f"model card: {done.card}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedcl.cli.flags import name_of, with_flags
+from fedcl.cli.flags import mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,17 +83,14 @@ def simulate(
 
     Settings come from defaults, then the file, then --set, then flags.
     """
-    from fedcl import defaults, settings
+    from fedcl import defaults, plugins, settings
+    from fedcl.cli import terminal
 
-    try:
+    with mistakes(flags):
         tracked = [f"run.track={json.dumps(track)}"] if track else []
         resolved = settings.resolve(config, [*(sets or []), *tracked], flags)
-    except settings.ConfigErrors as errors:
-        for error in errors.errors:
-            origin = f" ({name_of(error.key)})" if error.key in flags else ""
-            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
-        raise typer.Exit(2) from None
-    resolved = defaults.fill(resolved)
+    with terminal.told(plugins.UnknownPlugin, code=2):
+        resolved = defaults.fill(resolved)
     if dry_run:
         from fedcl.cli import dry_run as plan
 

@@ -22,7 +22,7 @@ from fedcl.contracts import FedclError, Samples
 from fedcl.run_dir import is_finished
 from fedcl.toml import text
 
-__all__ = ["Comparison", "Progress", "compare", "run"]
+__all__ = ["GRID", "Comparison", "Progress", "compare", "rebuild", "run"]
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,17 @@ def run(
             book.write(errors)
         path = folder / paths[_key(cell)]
         notify(Progress("end", cell.labels, cell.seed, done, len(todo), path, end.seconds, end.error))
+    comparison = Comparison.load(folder)
+    rebuild(comparison)
+    return comparison
+
+
+def rebuild(comparison: Comparison) -> Path:
+    """Write the tables and the page, and return the page's path."""
     from fedcl.comparison import page, write
 
-    comparison = Comparison.load(folder)
     write.all(comparison)
-    page.write(comparison)
-    return comparison
+    return page.write(comparison)
 
 
 def _beside(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -61,7 +61,7 @@ def slots(config: Config, runs: int, jobs: int = 0) -> list[Slot]:
 
 
 def run(
-    configs: Sequence[Config],
+    configs: Iterable[Config],
     places: Sequence[Slot],
     logs: Path,
     stop: Callable[[], bool] = lambda: False,
@@ -70,7 +70,7 @@ def run(
     """Run these, in order, as slots become free; yields each as it ends. No process outlives the iterator.
 
     Args:
-        configs: each with a directory of its own.
+        configs: each with a directory of its own; the next one is asked for when a slot is free.
         places: the slots.
         logs: folder for what the processes print.
         stop: asked now and then; then no further run begins, and those that go on end their round and save.
@@ -79,7 +79,7 @@ def run(
     Raises:
         FedclError: a process does not start.
     """
-    queue, at_work = list(range(len(configs))), dict[int, tuple[int, float]]()
+    source, at_work = _Source(configs), dict[int, tuple[int, float]]()
     failures = [0] * len(places)
 
     def start(place: int) -> Worker:
@@ -98,14 +98,14 @@ def run(
 
     workers = [start(place) for place in range(len(places))]
     try:
-        while at_work or (queue and not stop()):
+        while at_work or not (source.empty or stop()):
             if stop():
                 _interrupt([workers[place] for place in at_work])
             for place, worker in enumerate(workers):
-                if queue and worker.ready and place not in at_work and not stop():
-                    at_work[place] = (queue.pop(0), time.monotonic())
-                    begun(at_work[place][0])
-                    worker.ask("run", configs[at_work[place][0]].model_dump_json())
+                if worker.ready and place not in at_work and not stop() and (config := source.next()):
+                    at_work[place] = (source.given - 1, time.monotonic())
+                    begun(source.given - 1)
+                    worker.ask("run", config.model_dump_json())
             heard = wait([worker.connection for worker in workers], timeout=_LOOK)
             for place, worker in enumerate(workers):
                 if worker.connection not in heard:
@@ -120,6 +120,22 @@ def run(
     finally:
         for worker in workers:
             worker.kill()
+
+
+class _Source:
+    """Configs one by one, and whether there are more: known once the end was met."""
+
+    def __init__(self, configs: Iterable[Config]) -> None:
+        self._configs = iter(configs)
+        self.given = 0
+        self.empty = False
+
+    def next(self) -> Config | None:
+        """The next one, or None."""
+        config = next(self._configs, None)
+        self.given += config is not None
+        self.empty = self.empty or config is None
+        return config
 
 
 def _interrupt(workers: Sequence[Worker]) -> None:

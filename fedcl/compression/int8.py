@@ -3,6 +3,10 @@
 Alistarh et al. 2017, arXiv 1610.02132, section 3.1: each entry becomes one of the two levels beside it, by a draw whose
 mean is the entry. Deviations: 2·127 + 1 even levels in a fixed number of bits instead of few levels in an Elias code;
 scaled by the largest entry of each row (the paper: the 2-norm of the vector, or of buckets of it).
+
+References:
+    Alistarh, Grubic, Li, Tomioka, Vojnovic. QSGD: Communication-Efficient SGD via Gradient Quantization and
+        Encoding. NeurIPS 2017. arXiv 1610.02132.
 """
 
 from collections.abc import Mapping

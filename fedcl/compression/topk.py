@@ -3,6 +3,11 @@
 Stich, Cordonnier & Jaggi 2018, arXiv 1809.07599, algorithm 1, with a client's delta of a round in place of a gradient.
 Error feedback is that of Seide et al. 2014 (1-bit SGD). Deviation: what is owed at an entry waits while the entry does
 not move, so that nothing reaches a parameter that a method has frozen meanwhile.
+
+References:
+    Stich, Cordonnier, Jaggi. Sparsified SGD with Memory. NeurIPS 2018. arXiv 1809.07599.
+    Seide, Fu, Droppo, Li, Yu. 1-Bit Stochastic Gradient Descent and its Application to Data-Parallel Distributed
+        Training of Speech DNNs. Interspeech 2014.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """CIFAR-10, 60,000 colour photographs of 32×32 in 10 classes.
 
-Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
+References:
+    Krizhevsky. Learning Multiple Layers of Features from Tiny Images. University of Toronto 2009.
 """
 
 from __future__ import annotations

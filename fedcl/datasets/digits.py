@@ -1,6 +1,9 @@
 """Handwritten digits, 1,797 real images of 8×8 in 10 classes; scikit-learn carries them, nothing to fetch.
 
-Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (its test half).
+The test half of the source.
+
+References:
+    Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI Machine Learning Repository 1998.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """EMNIST, handwritten letters and digits of 28×28; option split, by default the 47 balanced classes.
 
-Source: Cohen, Afshar, Tapson and van Schaik 2017, arXiv 1702.05373.
+References:
+    Cohen, Afshar, Tapson, van Schaik. EMNIST: an extension of MNIST to handwritten letters. IJCNN 2017. arXiv
+        1702.05373.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Fashion-MNIST, 70,000 pictures of clothes of 28×28 in 10 classes.
 
-Source: Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT licence.
+MIT licence.
+
+References:
+    Xiao, Rasul, Vollgraf. Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms. arXiv
+        2017. arXiv 1708.07747.
 """
 
 from __future__ import annotations

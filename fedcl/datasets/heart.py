@@ -1,7 +1,9 @@
 """UCI Heart Disease, 920 patients of four real hospitals: 13 features, many not measured; healthy or sick.
 
-Source: Janosi, Steinbrunn, Pfisterer and Detrano 1988, UCI Machine Learning Repository; CC BY 4.0.
-Healthy is the diagnosis 0, sick is 1 to 4.
+CC BY 4.0. Healthy is the diagnosis 0, sick is 1 to 4.
+
+References:
+    Janosi, Steinbrunn, Pfisterer, Detrano. Heart Disease. UCI Machine Learning Repository 1988.
 """
 
 from __future__ import annotations

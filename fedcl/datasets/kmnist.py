@@ -1,6 +1,10 @@
 """KMNIST, 70,000 cursive Japanese characters of 28×28 in 10 classes.
 
-Source: Clanuwat et al. 2018, arXiv 1812.01718; CC BY-SA 4.0.
+CC BY-SA 4.0.
+
+References:
+    Clanuwat, Bober-Irizar, Kitamoto, Lamb, Yamamoto, Ha. Deep Learning for Classical Japanese Literature. arXiv
+        2018. arXiv 1812.01718.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """MedMNIST, 2-D medical images of 28×28: medmnist:pneumoniamnist, medmnist:breastmnist and nine more.
 
-Source: Yang et al. 2023, Scientific Data 10:41; CC BY 4.0, dermamnist CC BY-NC 4.0.
+CC BY 4.0, dermamnist CC BY-NC 4.0.
+
+References:
+    Yang, Shi, Wei, Liu, Zhao, Ke, Pfister, Ni. MedMNIST v2 - A large-scale lightweight benchmark for 2D and 3D
+        biomedical image classification. Scientific Data 2023. arXiv 2110.14795.
 """
 
 from __future__ import annotations

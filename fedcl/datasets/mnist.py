@@ -1,6 +1,10 @@
 """MNIST, 70,000 handwritten digits of 28×28 in 10 classes.
 
-Source: LeCun, Bottou, Bengio and Haffner 1998; CC BY-SA 3.0.
+CC BY-SA 3.0.
+
+References:
+    LeCun, Bottou, Bengio, Haffner. Gradient-Based Learning Applied to Document Recognition. Proceedings of the IEEE
+        1998.
 """
 
 from __future__ import annotations

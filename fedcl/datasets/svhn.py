@@ -1,6 +1,8 @@
 """SVHN, 99,289 house numbers photographed in the street, 32×32 in colour, in 10 classes.
 
-Source: Netzer et al. 2011, Reading Digits in Natural Images with Unsupervised Feature Learning.
+References:
+    Netzer, Wang, Coates, Bissacco, Wu, Ng. Reading Digits in Natural Images with Unsupervised Feature Learning.
+        NIPS Workshop on Deep Learning and Unsupervised Feature Learning 2011.
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@ to every adapter (`vit` with `adapters = true`; Houlsby et al. 2019, from none);
 for is left out, and after the last comes the first again. All new paths start with outgoing weights of zero, so nothing
 changes at the moment of growth. A task keeps the slice that it met: later heads, units and adapters cost it nothing.
 The server decides on the loss of all hospitals' validation samples (see `threshold`), so that all grow alike.
+
+References:
+    Houlsby, Giurgiu, Jastrzebski, Morrone, others. Parameter-Efficient Transfer Learning for NLP. ICML 2019. arXiv
+        1902.00751.
 """
 
 from __future__ import annotations

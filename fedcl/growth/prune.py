@@ -6,6 +6,9 @@ Importance of a unit with incoming weights w (its share `drop` with the smallest
 batches of a round's steps. Hospitals send one number a unit and round for the last two. Masks are buffers that the
 server decides: a task's own (`gates.<task>.mask` of its module, `gates.<task>.trunk.….open` of the trunk), so that no
 other task's answers change by a bit. `fedcl.extract` gives the smaller net.
+
+References:
+    LeCun, Denker, Solla. Optimal Brain Damage. NeurIPS 1990.
 """
 
 from __future__ import annotations

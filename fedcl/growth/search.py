@@ -5,6 +5,9 @@ outgoing weights of zero. Training adds λ Σ_j σ(e_j) c over the candidates, c
 that a unit costs: a gate opens further only where the loss gains more than that (a continuous relaxation of the
 choice, as in DARTS, Liu et al. 2019). After a share `until` of the stage's rounds those below `keep` are taken out of
 the net for good, and the others go on as any unit. The price is paid where the task's loss is: at every hospital.
+
+References:
+    Liu, Simonyan, Yang. DARTS: Differentiable Architecture Search. ICLR 2019. arXiv 1806.09055.
 """
 
 from __future__ import annotations

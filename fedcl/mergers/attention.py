@@ -2,6 +2,10 @@
 
 After Huang et al. 2021 (FedAMP, arXiv 2007.03797), whose attention is between clients' models; here it is between the
 modules of tasks that hospitals trained in the same round. One task in a round is merged by its owners' mean alone.
+
+References:
+    Huang, Chu, Zhou, Wang, Liu, Pei, Zhang. Personalized Cross-Silo Federated Learning on Non-IID Data. AAAI 2021.
+        arXiv 2007.03797.
 """
 
 from collections.abc import Mapping

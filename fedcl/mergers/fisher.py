@@ -1,6 +1,9 @@
-"""Each hospital's values count by how much its predictions depend on them (Matena & Raffel 2022, arXiv 2111.09832).
+"""Each hospital's values count by how much its predictions depend on them.
 
 Sends a Fisher diagonal with each update of a module: as many values again.
+
+References:
+    Matena, Raffel. Merging Models with Fisher-Weighted Averaging. NeurIPS 2022. arXiv 2111.09832.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,10 @@
-"""Trim, elect sign and merge: values that are small or outvoted do not water down the rest (Yadav et al. 2023).
+"""Trim, elect sign and merge: values that are small or outvoted do not water down the rest.
 
 TIES-merging, arXiv 2306.01708, Algorithm 1, with the clients' deltas of a round as task vectors; votes count samples.
+
+References:
+    Yadav, Tam, Choshen, Raffel, Bansal. TIES-Merging: Resolving Interference When Merging Models. NeurIPS 2023.
+        arXiv 2306.01708.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,9 @@ done to the step that the optimiser makes of it, which momentum, Adam's scaling 
 towards g_ref again; `on = "gradient"` leaves that out, which is the paper and under plain SGD no difference. The
 memory takes each earlier task's samples when the task ends (not one mini-batch of it, as other code does). Works with
 the task known or not. Keeps raw samples, which are never sent.
+
+References:
+    Chaudhry, Ranzato, Rohrbach, Elhoseiny. Efficient Lifelong Learning with A-GEM. ICLR 2019. arXiv 1812.00420.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Loss CE(new batch) + α mean (z − z_buf)² (Buzzega et al. 2020, eq. 5; mean over samples and outputs), a reservoir of
 samples, each with its logits. The logits belong to the augmented view that is stored. Where heads grow, the outputs
 that a sample had are compared. Works with the task known or not. Keeps raw samples, which are never sent.
+
+References:
+    Buzzega, Boschini, Porrello, Abati, Calderara. Dark Experience for General Continual Learning: a Strong, Simple
+        Baseline. NeurIPS 2020. arXiv 2004.07211.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Loss CE(new batch) + α mean (z − z_buf)² + β CE(buffer batch), the two terms on independent draws (Buzzega et al. 2020,
 eq. 6). Works with the task known or not. Keeps raw samples, which are never sent.
+
+References:
+    Buzzega, Boschini, Porrello, Abati, Calderara. Dark Experience for General Continual Learning: a Strong, Simple
+        Baseline. NeurIPS 2020. arXiv 2004.07211.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Penalty (λ/2) Σ_i F_i (θ_i − θ*_i)², Kirkpatrick et al. 2017, eq. 3, with F the diagonal of the Fisher information; on
 what tasks share. Works with the task known or not; keeps no data; sends nothing beside parameters, unless
 `share = "sum"`, which sends the Fisher diagonal.
+
+References:
+    Kirkpatrick, Pascanu, Rabinowitz, Veness, others. Overcoming catastrophic forgetting in neural networks. PNAS
+        2017. arXiv 1612.00796.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Li et al. 2020 (arXiv 1812.06127), eq. 2: minimise F_c(θ) + (μ/2) ‖θ − θ_r‖², θ_r the merged model of the round's
 beginning; the term's gradient μ (θ − θ_r) is added to that of the loss. Works with the task known or not; keeps no
 data; sends nothing beside parameters.
+
+References:
+    Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith. Federated Optimization in Heterogeneous Networks. MLSys 2020. arXiv
+        1812.06127.
 """
 
 from __future__ import annotations

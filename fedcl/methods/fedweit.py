@@ -19,6 +19,10 @@ the mean is over those that sent, weighted by samples here (the paper divides by
 base has one state, so what a hospital would move under a closed mask is not kept; Δ is since the end of task i, on the
 merged model, not since the last task; α starts at 0; where there are more other hospitals than `model.adapters`, the
 next ones by index are taken, not random ones; layers that are no convolution or linear move in the first stage only.
+
+References:
+    Yoon, Jeong, Lee, Yang, Hwang. Federated Continual Learning with Weighted Inter-client Transfer. ICML 2021.
+        arXiv 2003.03196.
 """
 
 from __future__ import annotations

@@ -6,6 +6,11 @@ aggregation could hide its parts. The left singular vectors of the sum, less wha
 until they cover ε of its energy (as eq. 9 of GPM, Saha et al. 2021). In later stages the server projects each
 round's merged update, ΔW ← ΔW (I − M Mᵀ); hospitals train as they like. A bias is a weight of the constant input 1.
 Works with the task known or not; keeps nothing at a hospital; sends r columns a layer, once a task.
+
+References:
+    Bakman, Yaldiz, Ezzeldin, Avestimehr. Federated Orthogonal Training: Mitigating Global Catastrophic Forgetting
+        in Continual Federated Learning. ICLR 2024. arXiv 2309.01289.
+    Saha, Garg, Roy. Gradient Projection Memory for Continual Learning. ICLR 2021. arXiv 2103.09762.
 """
 
 from __future__ import annotations

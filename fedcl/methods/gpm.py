@@ -7,6 +7,9 @@ start, so that momentum, Adam, weight decay and the move to a merged model do no
 constant input 1. What has no such inputs (normalisation, tokens) stays as the first task left it. R is kept as R Rᵀ,
 which adds up over hospitals: `share = "sum"` gives all the basis of the pooled data. Works with the task known or
 not; keeps no samples but the directions of their features.
+
+References:
+    Saha, Garg, Roy. Gradient Projection Memory for Continual Learning. ICLR 2021. arXiv 2103.09762.
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@ are asked for by λ Σ a (1 − a^{<t}) / Σ (1 − a^{<t}) (eq. 4). Eq. 2 scale
 a_in^{<t}); here it is the *update* that is scaled, so that momentum, Adam and weight decay do not reach protected
 weights. The server takes a^{<t} as the largest gate of all earlier tasks' merged embeddings. Needs the task's
 identity; keeps no data; sends one number a unit beside parameters. For trunks whose layers each feed only the next.
+
+References:
+    Serrà, Surís, Miron, Karatzoglou. Overcoming Catastrophic Forgetting with Hard Attention to the Task. ICML 2018.
+        arXiv 1801.01423.
 """
 
 from __future__ import annotations

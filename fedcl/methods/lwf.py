@@ -5,6 +5,11 @@ task that has a softmax of its own, otherwise one over all old classes (Li & Hoi
 gradient's size, Hinton et al. 2015, and is left out by other code). The teacher is the merged model at the end of the
 hospital's last task, in evaluation mode, on the same augmented samples. Works with the task known or not; keeps a
 copy of the net and no data; sends nothing beside parameters, and old heads come along and train along.
+
+References:
+    Li, Hoiem. Learning without Forgetting. ECCV 2016. arXiv 1606.09282.
+    Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. NIPS Deep Learning Workshop 2015. arXiv
+        1503.02531.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 Aljundi et al. 2018, eq. 2-3: Ω_i = mean over samples of |∂‖z(x)‖² / ∂θ_i|, the absolute value taken per sample (a
 batch's mean gradient, as other codes take it, is smaller); then a quadratic pull. Needs no labels. Works with the
 task known or not; keeps no data.
+
+References:
+    Aljundi, Babiloni, Elhoseiny, Rohrbach, Tuytelaars. Memory Aware Synapses: Learning what (not) to forget. ECCV
+        2018. arXiv 1711.09601.
 """
 
 from __future__ import annotations

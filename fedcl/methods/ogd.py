@@ -4,6 +4,10 @@ Farajtabar et al. 2020, algorithm 1, ground-truth logit form: S spans ∇_θ z_y
 projected, θ ← θ₀ + (I − S Sᵀ)(θ − θ₀) with θ₀ the parameters at the task's start, so that momentum, Adam and weight
 decay leave S alone too, and so does the move to a merged model. On what tasks share. Works with the task known or
 not; keeps no samples but gradients of them (4 bytes × parameters × directions); sends nothing beside parameters.
+
+References:
+    Farajtabar, Azizan, Mott, Li. Orthogonal Gradient Descent for Continual Learning. AISTATS 2020. arXiv
+        1910.07104.
 """
 
 from __future__ import annotations

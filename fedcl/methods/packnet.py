@@ -6,6 +6,10 @@ earlier tasks' weights, so nothing is forgotten, bit for bit: owned weights are 
 stops momentum and weight decay. Biases and normalisation belong to the first stage. The server prunes the merged
 model, so that all hospitals have one mask. Needs the task's identity; keeps no data; sends a byte a weight beside
 parameters, once a round.
+
+References:
+    Mallya, Lazebnik. PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning. CVPR 2018. arXiv
+        1711.05769.
 """
 
 from __future__ import annotations

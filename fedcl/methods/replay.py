@@ -3,6 +3,10 @@
 Loss (1 − w) CE(new batch) + w CE(buffer batch), an average of two draws of one size (Chaudhry et al. 2019, arXiv
 1902.10486; a sum would double the learning rate). Each stored sample is answered by its own task's head, which trains
 along. Works with the task known or not. Keeps raw samples, which are never sent.
+
+References:
+    Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr, Ranzato. On Tiny Episodic Memories in Continual
+        Learning. arXiv 2019. arXiv 1902.10486.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ the moment of storing instead); `gaussian`, samples of a normal distribution for
 features as they come in (mean, leading directions, rest), with the old model as teacher. Works with the task known or
 not. `buffer` keeps raw samples, `gaussian` means and directions of them, all keep answers or a copy of the net; none
 is sent.
+
+References:
+    Benjamin, Rolnick, Kording. Measuring and regularizing networks in function space. ICLR 2019. arXiv 1805.08289.
 """
 
 from __future__ import annotations

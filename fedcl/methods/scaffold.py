@@ -5,6 +5,10 @@ c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + (1/N) Σ (c_i⁺ − c_
 momentum m the same number of steps moves 1 / (1 − m) as far, by which it is divided here; Adam is refused. On what
 tasks share, whose control variates begin anew with each task. Works with the task known or not; keeps two copies of
 the trunk; sends one more, and gets one.
+
+References:
+    Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. SCAFFOLD: Stochastic Controlled Averaging for Federated
+        Learning. ICML 2020. arXiv 1910.06378.
 """
 
 from __future__ import annotations

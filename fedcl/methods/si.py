@@ -4,6 +4,9 @@ Zenke et al. 2017: along the way ω_i −= g_i Δθ_i (eq. 3), at the end of a t
 the displacement over the task (eq. 5), then a quadratic pull (eq. 4, c = strength / 2). g is the gradient of the loss
 alone: that of the own pull is taken out, which other codes leave in. ω follows the local steps of one hospital; the
 jumps to the merged model are in Δ but not in ω. Works with the task known or not; keeps no data.
+
+References:
+    Zenke, Poole, Ganguli. Continual Learning Through Synaptic Intelligence. ICML 2017. arXiv 1703.04200.
 """
 
 from __future__ import annotations

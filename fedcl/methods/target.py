@@ -25,6 +25,12 @@ MFCL lets the model name the class); the teacher's answers are those of the mome
 stage begins with, so that no hospital needs a copy of it; all classes are made anew after each stage, from the newest
 model; distillation is not of features, and not on new samples (MFCL: both; `target+lwf` does the second); the average
 over o and n is by classes (MFCL: by samples); samples are sent (MFCL: G, and hospitals make them).
+
+References:
+    Zhang, Chen, Zhuang, Lyu. TARGET: Federated Class-Continual Learning via Exemplar-Free Distillation. ICCV 2023.
+        arXiv 2303.06937.
+    Babakniya, Fabian, He, Soltanolkotabi, Avestimehr. A Data-Free Approach to Mitigate Catastrophic Forgetting in
+        Federated Class Incremental Learning for Vision Tasks. NeurIPS 2023. arXiv 2311.07784.
 """
 
 from __future__ import annotations

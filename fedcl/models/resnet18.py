@@ -2,6 +2,10 @@
 
 He et al. 2016 with the norm of Wu & He 2018: BatchNorm's running statistics drift to the last task and differ
 between hospitals, so no trunk has one. The norms keep torchvision's names (bn1, bn2), so its weights load.
+
+References:
+    He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016. arXiv 1512.03385.
+    Wu, He. Group Normalization. ECCV 2018. arXiv 1803.08494.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""A small vision transformer; images whose sides are multiples of a patch."""
+"""A small vision transformer; images whose sides are multiples of a patch.
+
+References:
+    Dosovitskiy, Beyer, Kolesnikov, Weissenborn, others. An Image is Worth 16x16 Words: Transformers for Image
+        Recognition at Scale. ICLR 2021. arXiv 2010.11929.
+"""
 
 from __future__ import annotations
 

@@ -99,6 +99,22 @@ def _told(result: Result, phase: str, caption: str) -> list[Table]:
     return [Table(caption, ("Stage", "Round", "Hospital", phase.title(), "Why"), rows)] if rows else []
 
 
+def alarm_table(result: Result) -> list[Table]:
+    """What the run was warned of, in the order of rounds; the first 500. Nothing where nothing was."""
+    order = {task.id: title for task, title in zip(result.tasks, names(result), strict=True)}
+    rows = []
+    for r in [r for r in result.records if r.phase == "alarm"][:500]:
+        known = r.client is not None and r.client < len(result.hospitals)
+        who = result.hospitals[r.client] if known and r.client is not None else "–"
+        task = order.get(r.task or "", "–")
+        value = Cell(f"{r.value:.4g}" if np.isfinite(r.value) else "–", float(np.nan_to_num(r.value)))
+        words = [Cell(text, text) for text in (who, task, r.name.replace("_", " "))]
+        rows.append([count(r.stage + 1), count(r.round + 1), *words, value, Cell(r.note, r.note)])
+    caption = "What the run warned of. Stages and rounds count from 1."
+    columns = ("Stage", "Round", "Hospital", "Task", "Alarm", "Value", "Why")
+    return [Table(caption, columns, rows)] if rows else []
+
+
 def metric_table(result: Result) -> list[dict[str, str]]:
     """Every metric with its value, formula and source."""
     rows = []

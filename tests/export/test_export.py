@@ -97,7 +97,8 @@ def test_the_file_says_what_it_is(digits, tmp_path):
 def test_the_command_says_what_it_cost(digits, tmp_path):
     done = run_here("export", digits.path, "--output", tmp_path / "a.safetensors", "--int8")
     assert done.exit_code == 0, done.output
-    size, known, inferred = done.stdout.splitlines()
+    size, known, inferred, card = done.stdout.splitlines()
+    assert card == f"model card: {tmp_path / 'a.safetensors.card.md'}"
     assert "kB of " in size
     assert known.startswith("accuracy, task known: ")
     assert inferred.endswith("% as exported")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from smoke.running import TINY, Fedcl
 
-from fedcl import plugins
+from fedcl import citations, plugins
 
 HEAVY = {"torch", "torchvision", "flwr", "pydantic", "numpy", "sklearn", "matplotlib"}
 
@@ -65,6 +67,27 @@ def test_list_guesses_a_kind(fedcl: Fedcl) -> None:
     assert "did you mean 'methods'?" in fedcl("list", "method").stderr
 
 
+def test_every_reference_reads_as_one_and_the_list_shows_it(fedcl: Fedcl) -> None:
+    papers = {(kind, name): citations.of(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)}
+    assert sum(map(len, papers.values())) > 40
+    keys = {paper.key: paper for found in papers.values() for paper in found}
+    assert {paper for found in papers.values() for paper in found} == set(keys.values())  # no two share a key
+    assert papers["methods", "si"][0].short == "Zenke et al. 2017"
+    assert papers["methods", "packnet"][0].short == "Mallya & Lazebnik 2018"
+    for line in fedcl("list", "methods").stdout.splitlines():
+        found = papers["methods", line.split()[0]]
+        assert line.endswith(f"[{'; '.join(paper.short for paper in found)}]") if found else "[" not in line
+
+
+def test_list_bibtex(fedcl: Fedcl) -> None:
+    entry = fedcl("list", "methods", "fot", "--bibtex").stdout
+    assert entry.count("@misc{") == 2
+    assert "@misc{bakman2024federated," in entry
+    assert "author = {Saha and Garg and Roy}" in entry
+    assert fedcl("list", "--bibtex").stdout.count("@misc{saha2021gradient,") == 1
+    assert fedcl("list", "methods", "fott", "--bibtex").exit_code == 2
+
+
 def test_data_list_tells_what_is_missing(fedcl: Fedcl) -> None:
     lines = {line.split()[0]: line for line in fedcl("data", "list").stdout.splitlines()}
     assert "found" in lines["digits"]
@@ -104,6 +127,35 @@ def test_doctor_exits_1_where_something_is_broken(fedcl: Fedcl, monkeypatch: pyt
     result = fedcl("doctor")
     assert result.exit_code == 1
     assert "broken: safetensors cannot be imported" in result.stderr
+
+
+def test_doctor_exits_1_where_a_device_cannot_compute(fedcl: Fedcl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    result = fedcl("doctor")
+    assert result.exit_code == 1
+    assert "cannot compute on mps" in result.stderr
+
+
+def test_version(fedcl: Fedcl) -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+    assert fedcl("--version").stdout == f"fedcl {declared}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("fedcl sim", "simulate"),
+        ("fedcl simulate --method si", "si"),
+        ("fedcl simulate --dataset fas", "fashion_mnist"),
+    ],
+)
+def test_the_shell_completes_commands_and_names(typed: str, offered: str) -> None:
+    code = "import sys\nfrom fedcl.cli import main\nsys.argv = ['fedcl']\ntry:\n    main()\nfinally:\n"
+    code += f"    assert not {HEAVY} & set(sys.modules)"
+    asked = {"_FEDCL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    environment = os.environ | asked
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [offered], done.stderr
 
 
 def test_report_prints_the_path_of_a_new_page(fedcl: Fedcl, finished: Path) -> None:

@@ -3,29 +3,31 @@
 The file is safetensors: parameters and masks by name, and beside them, as text, all that rebuilds the net: the config,
 the shape of a sample, each task's classes, and how inputs are normalised. With `int8` each weight is eight-bit numbers
 with one scale for each output (`<name>#scale`); biases, gates, masks and what would not shrink stay as they are.
+Or it is a program that needs no fedcl, see `program`. Beside it lies a model card, see `card`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 import fedcl
-from fedcl import features, finish, merge, quantize, rescore, run_dir
+from fedcl import features, finish, merge, quantize, rescore, run_dir, units
 from fedcl.config import Config, Run
 from fedcl.contracts import FedclError, Params, role
-from fedcl.models.dynamic_net import SHARED
+from fedcl.export import card, program
+from fedcl.export.net import Exported as Exported
+from fedcl.results import Result
 
 FORMAT = "fedcl-export-1"
+FORMATS = ("safetensors", *program.FORMATS.values())
 _SCALE = "#scale"  # after a parameter's name
 
 
@@ -37,71 +39,38 @@ class Written:
     bytes_float: int  # of the same as float32
     accuracies: tuple[tuple[str, float, float], ...]  # (task known or inferred, the run's model, the file's)
     unscored: str  # why there are none; "" if there are
+    card: Path  # the model card
+    distance: float | None  # of a program, the largest difference of its logits from the net's
 
 
-class Exported(nn.Module):
-    """The net of an exported file, in evaluation mode.
+def form_of(output: Path, form: str = "") -> str:
+    """The format of a file: `form`, or else what its suffix says.
 
-    It takes inputs as they are before normalisation, where all hospitals have the same (`info["normalize"]`).
-    Of a simulated domain (`stream.kind = "domain"`) it takes them as in training: normalised, then permuted or rotated.
-
-    Attributes:
-        net: the DynamicNet.
-        tasks: task id → the names of its classes, in the order of the outputs.
-        info: all that the file says of itself.
+    Raises:
+        FedclError: there is no such format.
     """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, params: Params, info: dict[str, Any]) -> None:
-        super().__init__()
-        config, self.info = Config.model_validate(info["config"]), info
-        self._places = {task["id"]: list(task["classes"]) for task in info["tasks"]}
-        self.tasks = {task: tuple(info["classes"][c] for c in places) for task, places in self._places.items()}
-        sizes = {task: len(places) for task, places in self._places.items()}
-        self.net = finish.rebuild(config, tuple(info["shape"]), info["outputs"], sizes, params)
-        # A simulated domain is made of samples that are normalised already: there is nothing to do before it.
-        scaling, shape = ({} if config.stream.kind == "domain" else info["normalize"]), info["shape"]
-        for name, neutral in (("mean", 0.0), ("std", 1.0)):
-            given = scaling.get(name, [neutral])
-            given = given * shape[0] if len(given) == 1 else given  # one number for all channels
-            given = given + [neutral] * (shape[0] - len(given))  # flags of missing values are not scaled
-            self.register_buffer(name, torch.tensor(given).reshape(-1, *[1] * (len(shape) - 1)))
-        self.eval()
-
-    def forward(self, x: Tensor, task: str = "") -> Tensor:
-        """Samples x [B, *shape] → logits of the task's classes [B, classes].
-
-        Args:
-            x: float32, or uint8 (0…255), which is divided by 255. Missing values are to be imputed and flagged.
-            task: its id; "" gives all outputs of a head that tasks share.
-
-        Raises:
-            FedclError: there is no such task.
-        """
-        shared = self.net.owner("") == SHARED
-        if task not in self.tasks and not (shared and not task and self.net.masks == "none"):
-            raise FedclError(f"task {task!r} is not in this file; there are: {', '.join(self.tasks)}")
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
-        logits: Tensor = self.net((x - self.mean) / self.std, task or SHARED)
-        if not shared or not task:
-            return logits
-        places = self._places[task]
-        return logits[:, : len(places)] if self.net.by_place() else logits[:, places]
+    if form not in ("", *FORMATS):
+        raise FedclError(f"--format {form}: there are {', '.join(FORMATS)}")
+    return form or program.FORMATS.get(output.suffix, FORMATS[0])
 
 
-def export(run: Path, output: Path, int8: bool = False) -> Written:
-    """Write the final merged model of a run, and score what was written on the run's test data if they are at hand.
+def export(run: Path, output: Path, int8: bool = False, form: str = "", licence: str = "") -> Written:
+    """Write the final merged model of a run and its model card; score it on the run's test data if they are at hand.
 
     Args:
         run: the run directory.
-        output: the file; one that is there is replaced.
-        int8: quantise weights.
+        output: the file; one that is there is replaced, and so is the card, `<output>.card.md`.
+        int8: quantise weights; safetensors only.
+        form: one of FORMATS; "" goes by the file's suffix.
+        licence: of the model, for the card; "" is unknown.
 
     Raises:
-        FedclError: it is no finished run, there is no one merged model, or the file cannot be written.
+        FedclError: it is no finished run, there is no one merged model, the file cannot be written, or a program
+            answers otherwise than the net.
     """
+    form = form_of(output, form)
+    if int8 and form != FORMATS[0]:
+        raise FedclError(f"--int8 is for {FORMATS[0]}: a program of format {form} computes in float32")
     config = run_dir.read_config(run)
     _check(run, config)
     params, _ = finish.read(run / "model.safetensors")
@@ -113,11 +82,18 @@ def export(run: Path, output: Path, int8: bool = False) -> Written:
         info["int8"] = [name.removesuffix(_SCALE) for name in tensors if name.endswith(_SCALE)]
     scored, unscored = _scores(run, lambda model: _restored(tensors, info["int8"]))
     sizes = [sum(value.nbytes for value in each.values()) for each in (tensors, params)]
-    done = Written(sizes[0], sizes[1], scored, unscored)
-    info |= {"bytes": done.bytes, "bytes_float": done.bytes_float}
+    info |= {"bytes": sizes[0], "bytes_float": sizes[1]}
     info["accuracy"] = {name: {"before": before, "after": after} for name, before, after in scored}
-    _write(output, tensors, info)
-    return done
+    distance = None
+    if form == FORMATS[0]:
+        _write(output, tensors, info)
+    else:
+        distance = program.write(Exported(params, info), output, form)
+    path = output.with_name(f"{output.name}.card.md")
+    notes = [f"Weights are int8: {_told(scored)}."] if int8 and scored else []
+    text = card.render(Result.load(run), config, info, output.name, form, licence, notes)
+    path.write_text(text, encoding="utf-8")
+    return Written(sizes[0], sizes[1], scored, unscored, path, distance)
 
 
 def load_export(path: str | Path) -> Exported:
@@ -139,6 +115,13 @@ def load_export(path: str | Path) -> Exported:
         return Exported(_restored(tensors, info["int8"]), info)
     except (KeyError, ValueError, RuntimeError) as error:
         raise FedclError(f"{path} is damaged, or of another version of fedcl: {error}") from error
+
+
+def _told(scored: Sequence[tuple[str, float, float]]) -> str:
+    return "; ".join(
+        f"accuracy, {name}, {units.percent(after, 2)} % instead of {units.percent(before, 2)} %"
+        for name, before, after in scored
+    )
 
 
 def _plan(run: Path) -> dict[str, Any]:
