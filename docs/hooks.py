@@ -1,6 +1,6 @@
 """What the site has beside these files: pages made of the README, the templates, the examples and the docstrings.
 
-So that nothing is written twice, and what is shown is what is tested. Equations become MathML here, not by a script.
+So that nothing is written twice, and what is shown is tested. Equations become MathML here: no script draws them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The reading order, which is also the order of imports: a module imports only modules above it in this list.
 
-    errors offline config protocols structure samples contracts  the experiment, and the records
+    errors offline sections config                                the experiment …
+    protocols structure samples contracts                         … and the records
     rng plugins citations defaults toml                           where draws come from, every option written out
     datasets partition tasks features augment federation          what the hospitals hold, and when
     holdings                                                      the same where no one else sees it
@@ -11,15 +12,18 @@ The reading order, which is also the order of imports: a module imports only mod
     growth methods                                                how they grow and remember
     aggregators mergers merge                                     the rules by which many nets become one
     quantize compression                                          how deltas travel
-    optimizers batches store device net shelf exam own client     one client's Job: the only training loop
+    optimizers batches store device net shelf quality exam own    one client's Job …
+    client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing journal synthesis privacy server   the only round loop
+    state plan collect growing anatomy drift alarms journal       what a round needs …
+    synthesis privacy server                                      … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
+    trackers tracking                                             where figures go besides
     finish simulation                                             the whole story on one page
     starters explain choices settings                             a config from file and flags, all mistakes told
     comparison tuning                                             many runs, and what holds of them
     forecast rescore export summary                               around it …
-    view cli                                                      … and in front of it
+    view watch cli                                                … and in front of it
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def check(tree: Tree) -> list[ConfigError]:
         *_device(tree),
         *_own(tree),
         *_runtime(tree),
+        *_trackers(tree),
     ]
 
 
@@ -192,6 +193,22 @@ def _device(tree: Tree) -> Iterator[ConfigError]:
 def _runtime(tree: Tree) -> Iterator[ConfigError]:
     if _text(tree, "run.runtime") == "ray" and importlib.util.find_spec("ray") is None:
         yield ConfigError("run.runtime", "ray", "needs Ray; pip install 'fedcl[ray]'")
+
+
+def _trackers(tree: Tree) -> Iterator[ConfigError]:
+    """Whether the trackers are there, with what they need, and have these options."""
+    named = _get(tree, "run.track")
+    for name in named if isinstance(named, list) else []:
+        from fedcl import tracking
+        from fedcl.contracts import FedclError
+
+        try:
+            tracking.check(Config.model_validate({"run": {"track": [name]}}))
+        except (FedclError, ValidationError) as error:
+            yield ConfigError("run.track", name, str(error).removeprefix("run.track: "))
+    for name, options in _table(tree, "trackers").items():
+        if (plugin := _load("trackers", name)) and isinstance(options, Mapping):
+            yield from _options(f"trackers.{name}", name, [plugin], options, skip=1)
 
 
 def _own(tree: Tree) -> Iterator[ConfigError]:

@@ -10,89 +10,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+from fedcl.sections import Data, Partition, Positive, Section, Share, Stream, Value
+
 Masks = Literal["none", "units", "weights", "slices", "adaptive"]
-Value = bool | int | float | str | list[Any] | dict[str, Any]
-
-
-class Section(BaseModel):
-    """Frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Data(Section):
-    """What the hospitals hold."""
-
-    name: str = "digits"
-    """A data set of `fedcl list datasets`; several joined by `+` are a sequence, with classes of their own."""
-    root: str = ""
-    """Where the files lie; empty is $FEDCL_DATA, or else ~/.cache/fedcl."""
-    options: dict[str, Value] = {}
-    """The data set's own options, for example samples of `synthetic`."""
-    own: bool = False
-    """Each hospital loads its own samples, from the folder that its hospital.toml names (`superlink`); the server
-    learns names and counts only."""
-    fingerprint: str = ""
-    """Set by `simulate(config, samples)`: data handed in from Python are a part of the run's identity."""
-    val: Share = 0.1
-    """Share of a hospital's training samples kept for validation."""
-    test: Share = 0.30
-    """Share kept for testing where the data set has no test split of its own."""
-    blind: bool = False
-    """Drop the test samples once they are split off, and test on the validation samples: to choose settings by."""
-    normalize: Literal["auto", "none", "train", "client"] | dict[Literal["mean", "std"], float | list[float]] = "auto"
-    """`train`: by mean and deviation of all training samples; `client`: of each hospital's own; or {mean, std}.
-    `auto` is `train` for tabular data and `none` for images."""
-    augment: list[str] = []
-    """torchvision v2 transforms by name with arguments, for example "RandomCrop(28, padding=2)"; training only."""
-
-
-class Partition(Section):
-    """Who holds which samples."""
-
-    name: Literal["iid", "dirichlet", "shards", "quantity", "site"] = "dirichlet"
-    alpha: Annotated[float, Field(gt=0)] = 0.5
-    """Dirichlet concentration (`dirichlet`: over a class's owners, `quantity`: over sizes); small is skewed."""
-    shards: Positive = 2
-    """Shards of label-sorted samples that each hospital gets (`shards`)."""
-    min_samples: Positive = 10
-    """A hospital with fewer training samples than this is an error."""
-    noisy: Annotated[int, Field(ge=0)] = 0
-    """Hospitals, drawn at random, some of whose training labels are wrong."""
-    noise: Share = 0.4
-    """Share of a noisy hospital's training and validation labels that are another class's, any with the same chance."""
-
-
-class Stream(Section):
-    """Which task comes when."""
-
-    kind: Literal["class", "domain", "sequence", "site"] = "class"
-    """`class` splits the classes into tasks; `domain` has the same labels and a new domain in each task;
-    `sequence` is one data set after another; `site` is one hospital's population after another."""
-    tasks: Positive = 5
-    domain: Literal["permuted", "rotated"] = "permuted"
-    """What a new domain does to the features (`domain`)."""
-    classes: list[list[int]] = []
-    """The classes of each task (`class`), for other groups than consecutive ones; they may overlap."""
-    order: Literal["index", "random"] = "index"
-    """Order in which classes are dealt into tasks (`class`)."""
-    max_angle: Annotated[float, Field(gt=0, le=360)] = 180.0
-    """Tasks are rotated by up to this angle (`domain` rotated)."""
-    angles: Literal["even", "random"] = "even"
-    """By equal steps from 0, or each by an angle of its own (`domain` rotated)."""
-    permute_first: bool = False
-    """Whether the first task is permuted too (`domain` permuted)."""
-    schedule: Literal["same", "shuffled", "staggered", "table"] = "same"
-    disorder: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """`shuffled`: share of tasks whose places are permuted; 0 is `same`."""
-    delay: Positive = 1
-    """`staggered`: hospital k joins k × delay stages late."""
-    table: list[list[int]] = []
-    """`table`: `table[stage][hospital]` is a task's index, -1 is none."""
 
 
 class Model(Section):
@@ -203,6 +125,28 @@ class Federation(Section):
     """How the deltas of training travel to the server: "none" is as they are, or one of `fedcl list compression`."""
 
 
+class Alarms(Section):
+    """What is told as soon as it shows. None changes what is learned; 0 switches a rule off."""
+
+    on: bool = True
+    """False: nothing is measured for them."""
+    forgetting: Share = 0.2
+    """A task's accuracy sank by so much since its best."""
+    drift: Annotated[float, Field(ge=0)] = 6.0
+    """A hospital's updates are so many times as long as the median hospital's, three rounds in a row."""
+    opposed: Share = 0.6
+    """Its updates point against the others', three rounds in a row: their mean cosine is below minus this."""
+    divergence: Annotated[float, Field(ge=0)] = 3.0
+    """A hospital's training loss is so many times that of guessing, and has risen in the stage."""
+    labels: Share = 0.15
+    """The merged model disagrees with a share of a hospital's training labels that is so far above what the other
+    hospitals' labels of the same classes lead to expect."""
+    duplicates: Share = 0.02
+    """Share of a hospital's samples with an exact copy of another label, or on the other side of the test split."""
+    gaps: Share = 0.05
+    """Share of a hospital's test samples whose class it has no training sample of."""
+
+
 class Run(Section):
     """Where and how it runs."""
 
@@ -233,10 +177,12 @@ class Run(Section):
     """Every so many rounds the incoming model is scored on validation data; 0 is never."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Rounds between checkpoints; 0 writes one whenever checkpoints so far cost less than 5 % of the time."""
+    track: list[str] = []
+    """Where figures go besides the run directory, of `fedcl list trackers`."""
 
 
 # What may differ when a run goes on: none of these changes a number.
-_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection")
+_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection", "track")
 
 
 class Config(Section):
@@ -255,17 +201,26 @@ class Config(Section):
     """The growth rules' own options: growth.threshold.units = 16."""
     compression: dict[str, dict[str, Value]] = {}
     """The compression's own options: compression.topk.keep = 0.05."""
+    trackers: dict[str, dict[str, Value]] = {}
+    """The trackers' own options: trackers.mlflow.experiment = "heart"."""
     data: Data = Data()
     partition: Partition = Partition()
     stream: Stream = Stream()
     model: Model = Model()
     train: Train = Train()
     federation: Federation = Federation()
+    alarms: Alarms = Alarms()
     run: Run = Run()
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        content = self.model_dump(exclude={"run": set(_FREE), "federation": {"client_timeout", "join_timeout"}})
+        free: Any = {
+            "alarms": True,
+            "trackers": True,
+            "run": set(_FREE),
+            "federation": {"client_timeout", "join_timeout"},
+        }
+        content = self.model_dump(exclude=free)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

@@ -17,6 +17,8 @@ from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
 from fedcl.protocols import Compression as Compression
 from fedcl.protocols import Each, Old
+from fedcl.protocols import Tracked as Tracked
+from fedcl.protocols import Tracker as Tracker
 from fedcl.samples import SPLITS as SPLITS
 from fedcl.samples import TEST as TEST
 from fedcl.samples import TRAIN as TRAIN
@@ -87,7 +89,7 @@ Ask = Callable[[Sequence[tuple[int, Job]], float], Iterator[Answer]]  # (jobs by
 
 @dataclass(frozen=True)
 class Event:
-    """Something that an observer may show: "start", "round", "growth", "stage", "fault"."""
+    """Something that an observer may show: "start", "round", "growth", "stage", "fault", "alarm", "notice", "stop"."""
 
     kind: str
     stage: int

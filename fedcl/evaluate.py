@@ -31,6 +31,14 @@ def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
 
 
 @torch.no_grad()
+def wrong(net: DynamicNet, task: Task, data: Batch) -> Tensor:
+    """Which of these labels the net, told the task, would not give, [n] bool; `data.y` holds global class ids."""
+    net.eval()
+    guess = _own(net, task, _logits(net, [task], data.x)[task.id]).argmax(1)
+    return torch.tensor(task.classes)[guess] != data.y
+
+
+@torch.no_grad()
 def losses(net: DynamicNet, task: Task, data: Batch) -> Tensor:
     """Cross-entropy of each sample [n], in the mode that the net is in; `data.y` holds the module's outputs."""
     parts = zip(torch.split(data.x, _CHUNK), torch.split(data.y, _CHUNK), strict=True)
@@ -74,9 +82,7 @@ def count(
         start = 0
         for task, batch in group:
             rows = slice(start, start := start + len(batch.y))
-            own = logits[task.id][rows]
-            if net.owner("") == SHARED:
-                own = own[:, : len(task.classes)] if net.by_place() else own[:, list(task.classes)]
+            own = _own(net, task, logits[task.id][rows])
             result[task.id] = _counted(task, own, batch.y.cpu(), None if guess is None else guess[rows])
     return result
 
@@ -103,6 +109,13 @@ def _counted(task: Task, own: Tensor, y: Tensor, guess: Tensor | None) -> tuple[
     hits = torch.stack([torch.ones_like(known), known, known if guess is None else guess == y], 1).int()
     answers = torch.zeros(len(classes), 3, dtype=torch.int32).index_add_(0, truth, hits)
     return answers, _histogram(own, truth)
+
+
+def _own(net: DynamicNet, task: Task, logits: Tensor) -> Tensor:
+    """The columns of the task's classes [n, C]: all, or some of a head that tasks share."""
+    if net.owner("") != SHARED:
+        return logits
+    return logits[:, : len(task.classes)] if net.by_place() else logits[:, list(task.classes)]
 
 
 def _logits(net: DynamicNet, tasks: Sequence[Task], x: Tensor) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from fedcl.config import Config
 from fedcl.contracts import Job, Params, Update
 from fedcl.federation import Federation
 from fedcl.net import Net
+from fedcl.quality import Quality
 from fedcl.shelf import Shelf
 
 
@@ -22,9 +23,13 @@ class Exam:
 
     def __init__(self, config: Config, federation: Federation, net: Net, shelf: Shelf) -> None:
         self._infer, self._members, self._net, self._shelf = config.model.infer, federation.members, net, shelf
+        self._quality = Quality(federation, net, shelf) if config.alarms.on else None
 
     def test(self, client: int, job: Job) -> Update:
-        """Counts of right answers of each hospital behind the client on each task's test samples."""
+        """Counts of right answers of each hospital behind the client on each task's test samples.
+
+        Beside them what it can say of its labels, see `Quality.measure`.
+        """
         arrays: Params = {}
         tasks = [self._net.tasks[name] for name in job.tasks]
         for hospital in self._members[client]:
@@ -33,7 +38,8 @@ class Exam:
             for task, (answers, scores) in counted.items():
                 arrays[f"{hospital}.{task}.answers"] = answers
                 arrays[f"{hospital}.{task}.scores"] = scores
-        return Update(client, arrays, 0.0, {}, version=job.version)
+        metrics = self._quality.measure(client, job) if self._quality else {}
+        return Update(client, arrays, 0.0, metrics, version=job.version)
 
     def validate(self, client: int, job: Job, loss: bool) -> dict[str, float]:
         """Accuracy (and loss, if asked for) of the incoming model on validation samples of the client's tasks."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedcl.config import Data
 from fedcl.contracts import FedclError
+from fedcl.sections import Data
 
 
 def lacking(x: Tensor, training: Sequence[slice]) -> tuple[int, ...]:

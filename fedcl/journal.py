@@ -1,13 +1,17 @@
-"""What a run writes down of each phase: one record a figure, all in the same shape."""
+"""What a run writes down of each phase: one record a figure, all in the same shape; and what alarms make of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedcl import run_dir
+from fedcl.alarms import Alarms
 from fedcl.collect import Collection
-from fedcl.contracts import Update
+from fedcl.config import Config
+from fedcl.contracts import Event, Update
+from fedcl.drift import Drift
 from fedcl.federation import Federation
 from fedcl.plan import Plan
 from fedcl.run_dir import RunDir
@@ -17,29 +21,45 @@ _TRAFFIC = ("bytes_down", "bytes_up")
 
 
 class Journal:
-    """Records of a run, by stage and round.
+    """Records of a run, by stage and round. Alarms read those that are there already, and are where they were.
 
     Args:
+        config: for its alarms.
         run: where they go.
         federation: for who is behind a client.
         plan: for its tasks and the counting of rounds.
+        notify: told of every alarm.
     """
 
-    def __init__(self, run: RunDir, federation: Federation, plan: Plan) -> None:
-        self._run, self._federation, self._plan = run, federation, plan
+    def __init__(
+        self, config: Config, run: RunDir, federation: Federation, plan: Plan, notify: Callable[[Event], None]
+    ) -> None:
+        self._run, self._federation, self._plan, self._notify = run, federation, plan, notify
+        self._alarms = Alarms(config, federation)
+        self._drift = Drift() if config.alarms.on and len(federation.groups) == 1 else None
+        for record in run_dir.read_metrics(run.path):
+            self._alarms.take(record)
 
     def log(self, stage: int, number: int, records: Sequence[Record]) -> None:
-        """Write records that may leave out what is the same for all, or does not apply."""
+        """Write records that may leave out what is the same for all, or does not apply, and the alarms they raise."""
         blank = {
             "stage": stage,
             "round": max(self._plan.overall(stage, number), 0),
             "client": None,
             "task": None,
         }
-        self._run.log(blank | record for record in records)
+        drift = self._drift.records() if self._drift else ()
+        whole = [blank | record for record in (*drift, *records)]
+        alarms = [alarm for record in whole for alarm in self._alarms.take(record)]
+        self._run.log([*whole, *alarms])
+        for alarm in alarms:
+            facts = {name: alarm[name] for name in ("client", "task", "name", "value", "note")}
+            self._notify(Event("alarm", stage, number, facts))
 
     def training(self, stage: int, update: Update) -> list[Record]:
-        """An update's metrics: `validate/…` and `local/…` are about a hospital and its task."""
+        """An update's metrics: `validate/…`, `local/…` and `labels/…` are about a hospital and its task."""
+        if self._drift and update.weight > 0:
+            self._drift.add(update)
         tasks, hospitals = self._plan.tasks(stage, [update.client]), self._federation.members[update.client]
         about = {
             "client": hospitals[0] if len(hospitals) == 1 else None,  # pooled data are nobody's in particular

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedcl import config, rng
+from fedcl import rng, sections
 from fedcl.contracts import TEST, TRAIN, UNASSIGNED, VAL, FedclError, Samples
 
 
@@ -73,7 +73,7 @@ def follow(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
     return owner
 
 
-def assign(samples: Samples, rule: config.Partition, hospitals: int, seed: int) -> np.ndarray:
+def assign(samples: Samples, rule: sections.Partition, hospitals: int, seed: int) -> np.ndarray:
     """The hospital of every sample: [N] int64, 0 ≤ hospital < `hospitals`.
 
     Published validation and test samples follow the training samples, class by class; except by `site`.
@@ -107,7 +107,7 @@ def assign(samples: Samples, rule: config.Partition, hospitals: int, seed: int) 
     return owner
 
 
-def split(samples: Samples, owner: np.ndarray, data: config.Data, seed: int) -> np.ndarray:
+def split(samples: Samples, owner: np.ndarray, data: sections.Data, seed: int) -> np.ndarray:
     """TRAIN, VAL or TEST for every sample: [N] int8.
 
     A published test or validation split of a data set (of a site) stands. Where there is none, `data.test` of
@@ -128,7 +128,7 @@ def split(samples: Samples, owner: np.ndarray, data: config.Data, seed: int) -> 
     return parts
 
 
-def check(owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospitals: int) -> None:
+def check(owner: np.ndarray, parts: np.ndarray, rule: sections.Partition, hospitals: int) -> None:
     """Refuse a hospital that has too little to train on.
 
     Raises:
@@ -147,7 +147,7 @@ def check(owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospital
 
 
 def mislabel(
-    samples: Samples, owner: np.ndarray, parts: np.ndarray, rule: config.Partition, hospitals: int, seed: int
+    samples: Samples, owner: np.ndarray, parts: np.ndarray, rule: sections.Partition, hospitals: int, seed: int
 ) -> np.ndarray:
     """The labels [N], wrong for a share of what noisy hospitals train on; test labels stay as they are.
 

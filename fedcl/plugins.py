@@ -1,8 +1,8 @@
 """Extension points: a file in a folder is an option, and its name is the option's name.
 
 A plug-in is a callable whose keyword parameters are its options: a frozen dataclass (methods, aggregators,
-mergers, compressions, growth rules, privacy mechanisms) or a function called `build` (data sets, trunks). A `-` in an
-option is `_` in a file, `++` is `pp`. A name with a dot is
+mergers, compressions, growth rules, privacy mechanisms), a class that is told of the run first (trackers), or a
+function called `build` (data sets, trunks). A `-` in an option is `_` in a file, `++` is `pp`. A name with a dot is
 somebody's own: `my_package.my_method` or `my_module:MyMethod`.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from fedcl.errors import FedclError
 
-KINDS = ("methods", "models", "datasets", "aggregators", "mergers", "compression", "growth", "privacy")
+KINDS = ("methods", "models", "datasets", "aggregators", "mergers", "compression", "growth", "privacy", "trackers")
 _HELPERS = {"__init__", "dynamic_net"}
 _ROOT = Path(__file__).parent
 
@@ -88,7 +88,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         return module.build  # type: ignore[no-any-return]
     from fedcl import contracts
 
-    bases = (contracts.Method, contracts.Aggregator, contracts.Compression)
+    bases = (contracts.Method, contracts.Aggregator, contracts.Compression, contracts.Tracker)
     own = [
         value
         for value in vars(module).values()

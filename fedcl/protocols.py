@@ -1,8 +1,10 @@
-"""What a method may ask of the net besides the task's own logits, and how a client's deltas may travel."""
+"""What a method may ask of the net besides the task's own logits; how deltas may travel, and where figures may go."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from torch import Generator, Tensor
@@ -54,3 +56,37 @@ class Compression:
             ValueError: `encode` cannot have made this of such deltas. What comes here is not to be trusted.
         """
         raise NotImplementedError(f"{type(self).__name__} has no decode")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a tracker is told of the run."""
+
+    name: str  # of its directory
+    folder: Path  # for the tracker's own files, RUN/tracking
+    identity: str  # of the run, 16 hex digits; a resumed run keeps it
+    settings: Mapping[str, str]  # the config, "train.lr" → "0.05"
+    id: str = ""  # what the tracker called the run in an earlier sitting; "" is: this is the first
+
+
+class Tracker:
+    """Where a run's figures go besides its directory; what a plug-in of `trackers/` fills.
+
+    One is made for each sitting of a run. The arguments of `__init__` after the first are the options.
+    """
+
+    needs: ClassVar[str] = ""  # the module that must be there; `pip install fedcl[<that name>]` brings it
+    id: str = ""  # what the tracker calls the run, for the next sitting
+
+    def __init__(self, run: Tracked) -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no __init__")
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Figures of a round (`step`, counted over the run, never falling), by names such as `end/accuracy/t0`.
+
+        Finite ones only, and each once.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no log")
+
+    def end(self, state: str) -> None:
+        """The sitting is over; the run is `finished`, `interrupted` or `failed`."""

@@ -176,12 +176,14 @@ def _training_stages(
     schedule: Sequence[Sequence[Sequence[int]]], members: Sequence[Sequence[int]], shape: tuple[int, ...]
 ) -> tuple[Ints, Ints]:
     """[T, C] first and last stage in which each hospital trained each task, -1 never."""
-    first, last = np.full(shape, -1, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    trained = np.zeros((len(schedule), *shape), dtype=bool)
     for stage, clients in enumerate(schedule):
-        for client, current in enumerate(clients):
-            cells = np.ix_(list(current), list(members[client]))
-            first[cells] = np.where(first[cells] < 0, stage, first[cells])
-            last[cells] = stage
+        for current, hospitals in zip(clients, members, strict=True):
+            for task in current:
+                trained[stage, task, list(hospitals)] = True
+    ever = trained.any(axis=0)
+    first = np.where(ever, trained.argmax(axis=0) if len(trained) else 0, -1)
+    last = np.where(ever, len(trained) - 1 - trained[::-1].argmax(axis=0) if len(trained) else 0, -1)
     return first, last
 
 

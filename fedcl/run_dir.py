@@ -55,6 +55,7 @@ class RunDir:
             self._metrics = (path / "metrics.jsonl").open("ab")
         except OSError as error:
             raise FedclError(f"run directory {path}: {error.strerror}; choose another --output") from error
+        self.listeners: list[Callable[[list[dict[str, Any]]], None]] = []  # told of records as they are written
         self.started = time.monotonic()
         self.saving = 0.0  # seconds that checkpoints have cost
         self.lost = 0  # checkpoints that were there and could not be used, where that was all of them
@@ -81,7 +82,8 @@ class RunDir:
         self.write("status.json", json.dumps({"state": state, **facts}, indent=2))
 
     def log(self, records: Iterable[dict[str, Any]]) -> None:
-        """Append lines to metrics.jsonl; NaN is written as null."""
+        """Append lines to metrics.jsonl; NaN is written as null. Then those who listen are told."""
+        records = list(records)
         lines = [json.dumps({k: _finite(v) for k, v in record.items()}) + "\n" for record in records]
 
         def append() -> None:
@@ -89,6 +91,8 @@ class RunDir:
             self._metrics.flush()
 
         self._guard(append)
+        for listener in self.listeners:
+            listener(records)
 
     def write(self, name: str, text: str) -> None:
         """Replace a text file in one step."""
@@ -215,6 +219,13 @@ def read_status(run: Path) -> dict[str, Any]:
         return json.loads((run / "status.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):
         return {}
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl, all its fields; `value` is NaN where the file says null."""
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [record | {"value": math.nan if record["value"] is None else record["value"]} for record in records]
 
 
 def _finite(value: Any) -> Any:

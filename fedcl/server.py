@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedcl import growing, infer, rng, scores
+from fedcl import anatomy, growing, infer, rng, scores
 from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
@@ -66,8 +66,9 @@ class Server:
         with rng.torch_global(config.seed, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
-        self._journal = Journal(run, federation, self._plan)
+        self._journal = Journal(config, run, federation, self._plan, notify)
         self._synthesis = Synthesis(config, federation, method, self._plan)
+        self._anatomy = anatomy.Anatomy(run, self._plan, self._net, store)
         self.state = State([Group(clients) for clients in federation.groups])
 
     def run(self, state: State | None = None) -> None:
@@ -125,6 +126,7 @@ class Server:
                     group.params[name] = value.detach().clone()
             if not resumed:
                 self._edit(group, stage, 0, group.params)
+        self._anatomy.begin(stage, self.state)
 
     def _edit(self, group: Group, stage: int, rounds: int, before: Params, told: Sequence[growing.Told] = ()) -> None:
         """What the method's server half makes of the merged model."""
@@ -132,6 +134,7 @@ class Server:
             moment = self._plan.moment(group, stage, rounds, growing.losses(told))
             if changed := growing.merged(self.method, moment, self._net, group, before):
                 self._notify(Event("growth", stage, max(rounds - 1, 0), {"parameters": changed}))
+                self._journal.log(stage, max(rounds - 1, 0), anatomy.grown(changed))
 
     def _round(self, stage: int, number: int) -> Uploads:
         """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
@@ -161,10 +164,8 @@ class Server:
             self._edit(group, stage, number + 1, before, metrics)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
         records += [record for collection in collections for record in collection.records]
-        facts = totals(collections) | {
-            "clients": sum(c.answered for c in collections),
-            "seconds": time.perf_counter() - begin,
-        }
+        answered = sum(c.answered for c in collections)
+        facts = totals(collections) | {"clients": answered, "seconds": time.perf_counter() - begin}
         self._journal.log(stage, number, records + named("train", facts))
         told = {"loss": mean(records, "train", "loss"), "accuracy": mean(records, "validate", "accuracy")}
         self._notify(Event("round", stage, number, facts | told))
@@ -242,17 +243,16 @@ class Server:
 
     def _evaluate(self, stage: int) -> None:
         """Score each group's model on the test data of its hospitals."""
-        last, collections, replies = self.config.train.rounds - 1, [], []
+        last, collections, updates = self.config.train.rounds - 1, [], list[Update]()
         for group in self.state.groups:
             collection = self._collection(self._plan.evaluation(self.state, group, stage), stage, last)
-            replies += [u.arrays for u in collection.updates(self._ask, self.config.federation.timeout)]
+            updates += collection.updates(self._ask, self.config.federation.timeout)
             collections.append(collection)
-        table = scores.table(replies)
-        sizes = growing.sizes(self._net, [group.params for group in self.state.groups])
+        table = scores.table([update.arrays for update in updates])
         records = [{"phase": "end" if stage >= 0 else "start", **row} for row in table]
+        records += [record for update in updates for record in self._journal.training(stage, update)]
         records += [record for collection in collections for record in collection.records]
-        records += named("evaluate", totals(collections)) + named("model", {"parameters": sum(sizes.values())})
-        records += [{"phase": "model", "task": t, "name": "parameters", "value": n} for t, n in sizes.items()]
+        records += named("evaluate", totals(collections)) + self._anatomy.end(stage, self.state.groups)
         self._journal.log(stage, last, records)
         pooled = {(row["task"], row["name"]): row["value"] for row in table if row["client"] is None}
         self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
@@ -282,8 +282,7 @@ class Server:
 
     def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""
-        run, every = self._run, self.config.run.checkpoint_every
-        begin = time.monotonic()
+        run, every, begin = self._run, self.config.run.checkpoint_every, time.monotonic()
         overall = self._plan.overall(self.state.stage, self.state.round)
         due = overall % every == 0 if every else run.saving <= _CHECKPOINT_SHARE * (begin - run.started)
         stop = self._stop()

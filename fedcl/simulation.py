@@ -13,7 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl import augment, compression, defaults, finish, holdings, infer, merge, methods, plugins, report, rng, run_dir
+from fedcl import (
+    augment,
+    compression,
+    defaults,
+    finish,
+    holdings,
+    infer,
+    merge,
+    methods,
+    plugins,
+    report,
+    rng,
+    run_dir,
+    tracking,
+)
 from fedcl import federation as federations
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
@@ -24,6 +38,7 @@ from fedcl.run_dir import RunDir
 from fedcl.server import Interrupted, Server
 from fedcl.state import State
 from fedcl.store import Store
+from fedcl.tracking import Tracking
 
 __all__ = ["Interrupted", "simulate"]
 
@@ -57,6 +72,7 @@ def simulate(
     check(config)
     config = defaults.fill(config)
     if not fresh and run_dir.is_finished(config.directory(), config):
+        _track_finished(config)
         return Result.load(config.directory())
     federation = meet(config, samples)
     _probe(config, federation)  # all before anything is written
@@ -88,6 +104,7 @@ def check(config: Config) -> None:
     except plugins.UnknownPlugin as error:
         raise FedclError(str(error)) from error
     infer.resolve(config.model.infer)
+    tracking.check(config)
 
 
 def _probe(config: Config, federation: Federation) -> None:
@@ -125,7 +142,8 @@ def _run(
             Event("notice", 0, 0, {"text": f"no checkpoint of {run.path} is whole: the run starts from its beginning"})
         )
     if state is None:
-        run.describe(config, federation.describe() | {"method": method.conventions()}, federation.rows())
+        told = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
+        run.describe(config, told, federation.rows())
     before = state.seconds if state else 0.0
     inline = config.run.runtime == "inline"
 
@@ -149,7 +167,17 @@ def _run(
     from fedcl.runtime.apps import Launch
 
     runtime = importlib.import_module(f"fedcl.runtime.{config.run.runtime}")
-    runtime.run(Launch(config, federation, store, run, notify, serve))
+    with Tracking(config, run.path, run.identity(), notify) as tracks:
+        run.listeners.append(tracks.take)
+        runtime.run(Launch(config, federation, store, run, notify, serve))
+
+
+def _track_finished(config: Config) -> None:
+    """Hand a finished run's figures to trackers that do not have them yet."""
+    if config.run.track:
+        path = config.directory()
+        with Tracking(config, path, (path / "identity").read_text(encoding="utf-8")):
+            return
 
 
 def _has_memories(store: Store, state: State) -> bool:

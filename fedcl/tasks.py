@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fedcl import rng
-from fedcl.config import Stream
 from fedcl.contracts import FedclError, Samples, Task
+from fedcl.sections import Stream
 
 Schedule = tuple[tuple[tuple[int, ...], ...], ...]  # [stage][client] → tasks; () is none
 

@@ -1,4 +1,4 @@
-"""A run as it goes: live in a terminal, else a plain line for each stage and now and then a heartbeat."""
+"""A run as it goes: live in a terminal, in plain lines for each stage and now and then a heartbeat, or as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,21 +33,26 @@ class View:
 
     Args:
         run: the run directory, whose federation.json names the tasks.
-        console: where to print; live only if it is a terminal.
+        console: where to print.
+        live: whether the last line is rewritten as the run goes; None: if the console is a terminal.
     """
 
-    def __init__(self, run: Path, console: Console) -> None:
+    def __init__(self, run: Path, console: Console, live: bool | None = None) -> None:
         self._run, self._console = run, console
+        self._wanted = console.is_terminal if live is None else live
         self._live: Live | None = None
+        self.note = ""  # more for the live line
         self._plan: list[_Stage] = []
         self._rounds = self._stage = self._number = self._stages = self._done = self._hospitals = 0
         self._loss = self._accuracy = math.nan
         self._bytes = {"down": 0.0, "up": 0.0}
         self._faults: dict[tuple[int, Any, Any], int] = {}
+        self._alarms = 0
+        self._paced = 0  # rounds since the clock was started
         self._begin = self._spoke = time.monotonic()
 
     def __enter__(self) -> View:
-        if self._console.is_terminal:
+        if self._wanted:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._render,
@@ -68,9 +73,18 @@ class View:
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
         known = {"start": self._start, "round": self._round, "stage": self._close, "fault": self._fault}
-        known |= {"stop": self._stop, "notice": self._notice, "growth": self._grow}
+        known |= {"stop": self._stop, "notice": self._notice, "growth": self._grow, "alarm": self._alarm}
+        known |= {"end": self._end}
         if event.kind in known:
             known[event.kind](event)
+
+    def tell(self) -> None:
+        """A line that says where the run stands."""
+        self._say(f"{self._where()}, {self._step()}: {self._state()}" if self._stages else "it has not begun")
+
+    def start_clock(self) -> None:
+        """Measure the pace from now on: what was shown so far may be long past."""
+        self._paced = 0
 
     # ── events ──
 
@@ -84,9 +98,10 @@ class View:
 
     def _round(self, event: Event) -> None:
         facts = event.facts
-        if not self._done:  # the first round warms up, and is no measure for the others
+        if not self._paced:  # the first round warms up, and is no measure for the others
             self._begin = time.monotonic()
-        self._stage, self._number, self._done = event.stage, event.round + 1, self._done + 1
+        self._stage, self._number = event.stage, event.round + 1
+        self._done, self._paced = self._done + 1, self._paced + 1
         self._hospitals, self._loss = facts["clients"], facts["loss"]
         if math.isfinite(facts["accuracy"]):  # only every so many rounds
             self._accuracy = facts["accuracy"]
@@ -123,6 +138,20 @@ class View:
     def _stop(self, event: Event) -> None:
         self._say("stopping: the round ends, then all is saved; Ctrl-C again stops at once")
 
+    def _end(self, event: Event) -> None:
+        """Told by who watches from outside."""
+        state, error = event.facts["state"], event.facts["error"]
+        more = "the same command goes on" if state == "interrupted" else error
+        self._say(f"{self._run} is {state}{f': {more}' if more else ''}")
+
+    def _alarm(self, event: Event) -> None:
+        client, task = event.facts.get("client"), event.facts.get("task")
+        about = [f"client {client}"] if client is not None else []
+        about += [f"task {task}"] if task is not None else []
+        self._alarms += 1
+        where = f"stage {event.stage + 1}, round {event.round + 1}"
+        self._say(f"{where}: ALARM {', '.join([event.facts['name'], *about])}: {event.facts['note']}")
+
     def _fault(self, event: Event) -> None:
         """Told once for each client, kind and stage; the stage's line counts them all."""
         client, what = event.facts.get("client"), event.facts.get("what")
@@ -150,7 +179,7 @@ class View:
             ProgressBar(total=self._stages * self._rounds, completed=done, width=24),
             self._step() + self._left(),
         )
-        return Group(bar, Text(self._state()))
+        return Group(bar, Text(self._state() + self.note))
 
     def _where(self) -> str:
         title = self._plan[self._stage].title if self._stage < len(self._plan) else ""
@@ -166,6 +195,8 @@ class View:
         parts = [f"{self._hospitals} answered", f"loss {self._loss:.3g}"]
         if math.isfinite(self._accuracy):
             parts.append(f"validation {units.percent(self._accuracy)} %")
+        if self._alarms:
+            parts.append(f"{self._alarms} alarm{'s' if self._alarms > 1 else ''}")
         return ", ".join([*parts, self._traffic()])
 
     def _traffic(self) -> str:
@@ -173,11 +204,44 @@ class View:
 
     def _left(self) -> str:
         """`; 3.1 s left` at the pace of this sitting, evaluation included."""
-        if self._done < 2 or (self._stage + 1 == self._stages and self._number == self._rounds):
+        if self._paced < 2 or (self._stage + 1 == self._stages and self._number == self._rounds):
             return ""
         rounds = (self._stages - self._stage) * self._rounds - self._number
-        pace = (time.monotonic() - self._begin) / (self._done - 1)
+        pace = (time.monotonic() - self._begin) / (self._paced - 1)
         return f"; {units.duration(pace * rounds)} left"
+
+
+class Lines:
+    """An observer that writes one JSON object a line, for machines: event, time, stage, round, facts.
+
+    Stages and rounds count from 0; stage −1 is the untrained net. `time` is in seconds since 1970; NaN is null.
+
+    Args:
+        out: where to write; each line is flushed.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event, **more: str) -> None:
+        """Write an event, and what else is to be said of it."""
+        facts = dict(event.facts)
+        if "pooled" in facts:  # (task, figure) → value
+            facts["tasks"] = {}
+            for (task, name), value in facts.pop("pooled").items():
+                facts["tasks"].setdefault(task, {})[name] = value
+        line = {"event": event.kind, "time": round(time.time(), 3), **more, "stage": event.stage, "round": event.round}
+        self._out.write(json.dumps(line | {"facts": _plain(facts)}, allow_nan=False) + "\n")
+        self._out.flush()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(run: Path) -> list[_Stage]:

@@ -107,3 +107,11 @@ def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_page_of_the_documentation_is_whole():
+    (code,) = _blocks(ROOT / "docs" / "report.md", "python")
+    made: dict[str, str] = {}
+    exec(compile(code, "report.md", "exec"), made)
+    assert 'download="mean.csv" href="data:text/csv' in made["page"]
+    assert "98.1 %" in made["page"]

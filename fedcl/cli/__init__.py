@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedcl.cli import compare, data, deploy, doctor, new, plugins, runs, simulate, tune
+from fedcl.cli import compare, data, deploy, doctor, new, plugins, runs, simulate, tune, watch
 
 app = typer.Typer(
     name="fedcl",
@@ -40,6 +40,7 @@ def _root(
 app.command()(simulate.simulate)
 app.command()(compare.compare)
 app.command()(tune.tune)
+app.command()(watch.watch)
 app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command()(runs.export)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedcl.cli.flags import FLAGS, name_of, with_flags
+from fedcl.cli.flags import FLAGS, mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,23 +115,16 @@ def _grid(
 ) -> Grid:
     """The grid that the flags describe, or exit code 2 with all mistakes."""
     from fedcl import settings
+    from fedcl.cli import terminal
     from fedcl.comparison import grid
 
     keys = {flag.name: flag.key for flag in FLAGS}
     common = {key: text for key, text in flags.items() if key != "run.output"}
-    try:
+    with terminal.told(ValueError, code=2), mistakes(flags):
         axes = [grid.parse(text) for text in vary]
         axes = [grid.Axis(keys.get(axis.key, axis.key), axis.values) for axis in axes]
         first = settings.resolve(config, sets, common).seed
         made = grid.build(axes, grid.seeds(seeds, first), config, sets, common)
-    except settings.ConfigErrors as errors:
-        for error in errors.errors:
-            origin = f" ({name_of(error.key)})" if error.key in flags else ""
-            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
-        raise typer.Exit(2) from None
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     wrong = {cell.labels: cell.error for cell in made.cells if cell.error}
     if wrong and (not keep_going or len(wrong) * len(made.seeds) == len(made.cells)):
         for labels, why in wrong.items():

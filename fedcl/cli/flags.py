@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -65,6 +66,20 @@ _NAMES = {"dataset": "datasets", "model": "models", "method": "methods", "growth
 def name_of(key: str) -> str:
     """The flag that sets a key: "train.lr" → "--lr"."""
     return next(f"--{flag.name}" for flag in FLAGS if flag.key == key)
+
+
+@contextmanager
+def mistakes(flags: Mapping[str, str]) -> Iterator[None]:
+    """Wrong settings are a line each, with the flag that set it, and end with exit code 2."""
+    from fedcl.settings import ConfigErrors
+
+    try:
+        yield
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            origin = f" ({name_of(error.key)})" if error.key in flags else ""
+            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
+        raise typer.Exit(2) from None
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from enum import StrEnum
@@ -10,12 +11,23 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedcl.cli.flags import name_of, with_flags
+from fedcl.cli.flags import mistakes, with_flags
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedcl.config import Config
+    from fedcl.results import Result
 
 _CONFIG, _RUN = "Config", "This command"
+
+
+class Log(StrEnum):
+    """How progress is told."""
+
+    auto = "auto"
+    plain = "plain"
+    json = "json"
 
 
 class Peer(StrEnum):
@@ -58,6 +70,13 @@ def simulate(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="NAME", help="tensorboard, mlflow, wandb; repeatable.", rich_help_panel=_RUN),
+    ] = None,
+    log: Annotated[
+        Log, typer.Option("--log", metavar="KIND", help="auto, plain or json lines.", rich_help_panel=_RUN)
+    ] = Log.auto,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
 ) -> None:
     """Run an experiment in its directory; the same command goes on with an interrupted one.
@@ -67,13 +86,9 @@ def simulate(
     from fedcl import defaults, plugins, settings
     from fedcl.cli import terminal
 
-    try:
-        resolved = settings.resolve(config, sets or [], flags)
-    except settings.ConfigErrors as errors:
-        for error in errors.errors:
-            origin = f" ({name_of(error.key)})" if error.key in flags else ""
-            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
-        raise typer.Exit(2) from None
+    with mistakes(flags):
+        tracked = [f"run.track={json.dumps(track)}"] if track else []
+        resolved = settings.resolve(config, [*(sets or []), *tracked], flags)
     with terminal.told(plugins.UnknownPlugin, code=2):
         resolved = defaults.fill(resolved)
     if dry_run:
@@ -81,34 +96,53 @@ def simulate(
 
         plan.show(resolved)
     else:
-        _run(resolved, fresh, quiet, metrics_compat.value if metrics_compat else "")
+        _run(resolved, fresh, quiet, log, metrics_compat.value if metrics_compat else "")
 
 
-def _run(config: Config, fresh: bool, quiet: bool, peer: str) -> None:
+def _run(config: Config, fresh: bool, quiet: bool, log: Log, peer: str) -> None:
     from fedcl import summary
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
     from fedcl.run_dir import read_status
     from fedcl.simulation import Interrupted
-    from fedcl.simulation import simulate as start
-    from fedcl.view import View
 
     console, run = terminal.console(), config.directory()
     finished = not fresh and read_status(run).get("state") == "finished"
     try:
-        if quiet:
-            result = start(config, fresh=fresh)
-        else:
-            with View(run, console) as view:
-                result = start(config, fresh=fresh, notify=view)
+        result = _shown(config, fresh, quiet, log, console)
     except FedclError as error:
         _fail(str(error), read_status(run).get("state") == "failed")
     except (Interrupted, KeyboardInterrupt):
         typer.echo(f"interrupted; go on with: {_same_command()}", err=True)
         raise typer.Exit(130) from None
+    if log is Log.json:
+        return
     if finished:
         console.print(f"{run} is finished already; --fresh runs it anew", soft_wrap=True)
     console.print(summary.render(result, peer))
+
+
+def _shown(config: Config, fresh: bool, quiet: bool, log: Log, console: Console) -> Result:
+    """Run it and show how it goes; as JSON, with a last line that says how it ended."""
+    from fedcl.contracts import Event
+    from fedcl.simulation import Interrupted, simulate
+    from fedcl.view import Lines, View
+
+    if log is Log.json:
+        lines = Lines(sys.stdout)
+        try:
+            result = simulate(config, fresh=fresh, notify=(lambda event: None) if quiet else lines)
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            lines(Event("end", -1, -1, {"state": state, "error": str(error)}))
+            raise
+        facts = {"state": "finished", "error": "", "run": str(result.path), "metrics": result.metrics}
+        lines(Event("end", len(result.accuracy), 0, facts))
+        return result
+    if quiet:
+        return simulate(config, fresh=fresh)
+    with View(config.directory(), console, live=False if log is Log.plain else None) as view:
+        return simulate(config, fresh=fresh, notify=view)
 
 
 def _fail(message: str, begun: bool) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from fedcl.cli.flags import FLAGS, name_of, with_flags
+from fedcl.cli.flags import FLAGS, mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,25 +79,18 @@ def _plan(
 ) -> _Plan:
     """What the flags describe, or exit code 2 with all mistakes."""
     from fedcl import settings
+    from fedcl.cli import terminal
     from fedcl.comparison import grid
     from fedcl.tuning import space
 
     keys = {flag.name: flag.key for flag in FLAGS}
-    try:
+    with terminal.told(ValueError, code=2), mistakes(flags):
         base = settings.tree(config, sets, {key: text for key, text in flags.items() if key != "run.output"})
         first = settings.resolve(base)
         parsed = [space.parse(text) for text in search]
         wanted: Space = {keys.get(key, key): part for key, part in parsed} or space.usual(first)
         inner = grid.seeds(trial_seeds, first.seed)
         outer = grid.seeds(seeds, first.seed) if seeds != "0" else ()
-    except settings.ConfigErrors as errors:
-        for error in errors.errors:
-            origin = f" ({name_of(error.key)})" if error.key in flags else ""
-            typer.echo(f"{error.key}{origin}{str(error).removeprefix(error.key)}", err=True)
-        raise typer.Exit(2) from None
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     return _Plan(base, wanted, Path(flags.get("run.output") or f"runs/tune-{first.digest()}"), inner, outer)
 
 

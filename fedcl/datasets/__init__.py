@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from fedcl import plugins
-from fedcl.config import Data
 from fedcl.contracts import FedclError, Samples
 from fedcl.datasets import _samples
+from fedcl.sections import Data
 
 
 @dataclass(frozen=True)

@@ -119,22 +119,47 @@ class Spot(NamedTuple):
 
 def scatter(head: Head, spots: Sequence[Spot], x: Axis, y: Axis, named: bool = True) -> Markup:
     """Points with whiskers; their names beside them, or only on them where there are many."""
-    box = (LEFT, TOP, 480.0 - 14, HEIGHT - BOTTOM)
+    box = (LEFT, TOP, 480.0 - 26, HEIGHT - BOTTOM)
     across, up = x.scale(box[0], box[2]), y.scale(box[3], box[1])
     parts = frame(x, y, box)
-    known = sorted((s for s in spots if math.isfinite(s.x) and math.isfinite(s.y)), key=lambda s: -s.y)
-    heights = spread([up(s.y) for s in known], 12.0, box[1], box[3])
-    for s, height in zip(known, heights, strict=True):
-        a, b = across(s.x), up(s.y)
+    known = [s for s in spots if math.isfinite(s.x) and math.isfinite(s.y)]
+    places = [(across(s.x), up(s.y)) for s in known]
+    names = _beside(places, [short(s.label) for s in known], box) if named else [""] * len(known)
+    for s, (a, b), name in zip(known, places, names, strict=True):
         body = hint(f"{s.label}: {x.title} {x.write(s.x)}, {y.title} {y.write(s.y)}")
         if s.dx or s.dy:
             body += line(across(s.x - s.dx), b, across(s.x + s.dx), b, "whisker")
             body += line(a, up(s.y - s.dy), a, up(s.y + s.dy), "whisker")
-        body += el("circle", cx=a, cy=b, r=4.2, class_="dot")
-        if named:
-            left = a > box[2] - 7.0 * len(short(s.label)) - 12
-            body += text(a + (-8 if left else 8), height + 4, short(s.label), "name", "end" if left else "")
+        body += el("circle", cx=a, cy=b, r=4.2, class_="dot") + name
         parts.append(el("g", body, class_=f"series {s.class_}", data_name=s.label))
     if not known:
         parts.append(text((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, "not defined", "tick void", "middle"))
     return picture(head, 480.0, HEIGHT, parts)
+
+
+def _beside(places: Sequence[Point], labels: Sequence[str], box: Box) -> list[str]:
+    """Names right of their points, or left, below or above, where they cover the least of points and other names."""
+    taken: list[Box] = [(a - 4, b - 4, a + 4, b + 4) for a, b in places]
+    names = []
+    for (a, b), label in zip(places, labels, strict=True):
+        wide = 6.8 * len(label)
+        ways = (
+            (a + 8, b + 4, "start", a + 7, b - 7),
+            (a - 8, b + 4, "end", a - 7 - wide, b - 7),
+            (a, b + 17, "middle", a - wide / 2, b + 7),
+            (a, b - 9, "middle", a - wide / 2, b - 20),
+        )
+        costs = []
+        for _, _, _, left, top in ways:
+            area = (left, top, left + wide, top + 13)
+            outside = max(0.0, box[0] - left) + max(0.0, left + wide - box[2] - 14)
+            costs.append(13 * outside + sum(_overlap(area, other) for other in taken))
+        x, y, anchor, left, top = ways[costs.index(min(costs))]
+        taken.append((left, top, left + wide, top + 13))
+        names.append(text(x, y, label, "name", anchor))
+    return names
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

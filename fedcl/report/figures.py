@@ -30,8 +30,8 @@ def names(result: Result) -> list[str]:
 def switches(result: Result) -> list[Switch]:
     """What a reader can choose."""
     return [
-        Switch(HOSPITAL, "Test samples of", distinct(["all hospitals, pooled", *result.hospitals])),
-        Switch(TASK, "On", distinct(["all tasks", *names(result)])),
+        Switch(HOSPITAL, "Hospital", distinct(["all hospitals, pooled", *result.hospitals])),
+        Switch(TASK, "Task", distinct(["all tasks", *names(result)])),
     ]
 
 

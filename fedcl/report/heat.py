@@ -34,7 +34,7 @@ def heat(head: Head, values: Floats, look: Look, outline: Bools | None = None) -
     rows, columns = values.shape
     left = gutter(look.rows, 7.2 * len(look.row_title) + 20)
     cell = _width(left, columns)
-    height = 27.0 if rows > 12 else 34.0
+    height = 34.0 if rows <= 12 else 27.0 if rows <= 24 else 20.0
     titles, rise = _columns(look, left, cell)
     top = 34 + rise
     parts = [*titles, text(0, top - 8, look.row_title + " ↓", "axis-title")]

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 Value = str | float
-Kind = Literal["", "heat", "curves", "ranges"]
+Kind = Literal["", "heat", "curves", "ranges", "variants"]
 
 
 class Cell(NamedTuple):
@@ -115,6 +115,15 @@ class Top(NamedTuple):
     state: str = ""  # finished, interrupted, failed, running
     facts: Sequence[str] = ()
     warning: str = ""
+
+
+def variants(drawings: Sequence[Markup]) -> Markup:
+    """Drawings of which a switch shows one, in the order of its views: for a figure of that kind."""
+    parts = (
+        Markup('<div class="variant"{}>{}</div>').format(Markup(" hidden") if k else "", drawing)
+        for k, drawing in enumerate(drawings)
+    )
+    return Markup("").join(parts)
 
 
 def document(

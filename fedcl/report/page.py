@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcl.report import figures, plan, rounds, sites, tables
+from fedcl.report import exchange, figures, nets, plan, rounds, sites, tables
 from fedcl.report.layout import Section, Tile, Top, document, fragment
 from fedcl.report.tables import share
 from fedcl.results import Result
@@ -23,7 +23,8 @@ def render(result: Result) -> str:
     facts, (text, values) = status(result), config(result.path)
     foot = "Every number on this page comes from metrics.jsonl beside it, where stages and rounds count from 0."
     sections = [*_learning(result), *_around(result), *_terms(result, text)]
-    return document(head(result, facts, values), tiles(result, facts), sections, figures.switches(result), foot)
+    switches = [*figures.switches(result), nets.switch(result)]
+    return document(head(result, facts, values), tiles(result, facts), sections, switches, foot)
 
 
 def _learning(result: Result) -> list[Section]:
@@ -47,7 +48,7 @@ def _learning(result: Result) -> list[Section]:
         Section(
             "curves",
             "Learning curves",
-            figures=[*figures.task_curves(result), rounds.validation(result)],
+            figures=[*figures.task_curves(result), *rounds.validation(result)],
             short="Curves",
         ),
         Section(
@@ -68,14 +69,28 @@ def _around(result: Result) -> list[Section]:
     """Who had what, and what it took."""
     faults = tables.fault_table(result)
     well = "" if faults else "None: every client answered in every round, and every answer was accepted."
+    costs = [exchange.traffic(result), rounds.traffic(result), rounds.duration(result), rounds.loss(result)]
     return [
         Section("data", "Who has what, when", figures=[plan.split(result), plan.schedule(result)], short="Data"),
+        Section("net", "The net", figures=[nets.size(result), *nets.units(result), *nets.use(result)]),
         Section(
-            "cost",
-            "Cost",
-            figures=[plan.growth(result), rounds.traffic(result), rounds.duration(result), rounds.loss(result)],
+            "weights",
+            "The trunk's weights",
+            "Where the weights lay before and after a stage, how important each was for the tasks before, and how far "
+            "it moved.",
+            nets.weights(result),
+            short="Weights",
         ),
-        Section("faults", "Faults", tables=faults, text=well and fragment("words.html", words=well)),
+        Section("cost", "Cost", figures=costs),
+        Section(
+            "privacy",
+            "What each party sees",
+            tables=exchange.sent(result),
+            text=fragment("words.html", words=exchange.terms(result)),
+            short="Privacy",
+        ),
+        Section("alarms", "Alarms", tables=tables.alarm_table(result)),
+        Section("faults", "Faults", tables=faults, text=fragment("words.html", words=[well] if well else [])),
     ]
 
 

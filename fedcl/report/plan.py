@@ -1,4 +1,4 @@
-"""The figures of who has what, when, and of what the model grew to. Pure."""
+"""The figures of who has what, when. Pure."""
 
 from __future__ import annotations
 
@@ -80,20 +80,3 @@ def _same(hospitals: tuple[str, ...], cells: Cells) -> tuple[list[str], Cells]:
         groups.setdefault(tuple(row), []).append(hospital)
     rows = [who[0] if len(who) == 1 else f"{short(who[0], 10)} + {len(who) - 1}" for who in groups.values()]
     return rows, [list(row) for row in groups]
-
-
-def growth(result: Result) -> Figure:
-    """Parameters after each stage: the trunk, and the modules of all tasks."""
-    parts = np.zeros((len(result.accuracy), 2))
-    for r in result.records:
-        if r.phase == "model" and r.name == "parameters" and r.task and 0 <= r.stage < len(parts):
-            parts[r.stage, int(r.task != "trunk")] += np.nan_to_num(r.value)
-    title = "Parameters after each stage"
-    rows = [f"stage {s + 1}" for s in range(len(parts))]
-    about = "; ".join(f"{row}: {count(total)}" for row, total in zip(rows, parts.sum(axis=1), strict=True))
-    head = Head("growth", title, about or "No stage is finished.")
-    axis = from_zero(parts.sum(axis=1), "parameters", count)
-    caption = "The shared trunk, and the modules and gates of all tasks met so far."
-    svg = stacked(head, parts, rows, ("trunk", "task modules"), axis)
-    data: list[list[Value]] = [[s + 1, *map(float, part)] for s, part in enumerate(parts)]
-    return Figure("growth", title, caption, svg, Data(("after stage", "trunk", "task modules"), data))

@@ -157,7 +157,12 @@ function heat(svg, rows, head) {
 }
 
 // Switches: one choice for the page, with a control in every section that has a figure for it.
-const draw = { curves, ranges, heat };
+function variants(svg) {
+  const figure = svg.closest("figure");
+  figure.querySelectorAll(".variant").forEach((part, k) => (part.hidden = k !== choices[figure.dataset.switch]));
+}
+
+const draw = { curves, ranges, heat, variants };
 const choices = {};
 const drawn = new Map();
 const selects = [...document.querySelectorAll("select[data-switch]")];

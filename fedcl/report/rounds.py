@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from fedcl.report.charts import Point, Series, curves
-from fedcl.report.figures import names
+from fedcl.report.figures import TASK, names
 from fedcl.report.layout import Data, Figure, Value
 from fedcl.report.svg import Axis, Head, accuracy_axis, colour, from_zero, thin
 from fedcl.results import Result
@@ -30,13 +31,15 @@ def boundaries(result: Result) -> list[tuple[float, str]]:
     return [(at + 1.0, f"stage {s + 1}" if len(first) <= 6 else str(s + 1)) for s, at in sorted(first.items())]
 
 
-def validation(result: Result) -> Figure:
-    """Validation accuracy of each task over the rounds, weighted by samples."""
+def validation(result: Result) -> list[Figure]:
+    """Validation accuracy of each task over the rounds, weighted by samples; nothing where no round was scored."""
     sizes = {(r.round, r.task, r.client): r.value for r in result.records if (r.phase, r.name) == ("validate", "n")}
     cells: dict[tuple[str | None, int], list[tuple[float, float]]] = defaultdict(list)
     for r in result.records:
-        if r.phase == "validate" and r.name == "accuracy" and r.client is not None and np.isfinite(r.value):
+        if r.phase == "validate" and r.name == "accuracy" and r.client is not None and math.isfinite(r.value):
             cells[r.task, r.round].append((r.value, sizes.get((r.round, r.task, r.client), 1.0)))
+    if not cells:
+        return []
     series = []
     for t, (task, label) in enumerate(zip(result.tasks, names(result), strict=True)):
         at = sorted(number for name, number in cells if name == task.id)
@@ -52,7 +55,7 @@ def validation(result: Result) -> Figure:
     axis = accuracy_axis([p[1] for s in series for p in s.points], "validation accuracy")
     head = Head("validation", title, caption)
     svg = curves(head, series, rounds(result), axis, boundaries(result), width=1040.0)
-    return Figure("validation", title, caption, svg, wide_data("round", series), wide=True)
+    return [Figure("validation", title, caption, svg, wide_data("round", series), wide=True, marks=TASK)]
 
 
 def wide_data(x: str, series: Sequence[Series]) -> Data:
@@ -72,7 +75,7 @@ def loss(result: Result) -> Figure:
     """Training loss: mean over clients, and their range."""
     cells: dict[int, list[float]] = defaultdict(list)
     for r in result.records:
-        if r.phase == "train" and r.name == "loss" and r.client is not None and np.isfinite(r.value):
+        if r.phase == "train" and r.name == "loss" and r.client is not None and math.isfinite(r.value):
             cells[r.round].append(r.value)
     at = sorted(cells)
     low = thin([(n + 1.0, min(cells[n])) for n in at])

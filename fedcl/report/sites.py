@@ -156,10 +156,11 @@ def trade(result: Result) -> Figure:
     """Plasticity and stability of each hospital, in the end."""
     spots: list[Spot] = []
     rows: list[list[Value]] = []
-    for c, name in enumerate(["all, pooled", *result.hospitals]):
-        m = result.known.whole() if c == 0 else result.known.hospital(c - 1)
+    for c, name in enumerate([*result.hospitals, "all, pooled"]):
+        pooled = c == len(result.hospitals)  # drawn last: over the others
+        m = result.known.whole() if pooled else result.known.hospital(c)
         x, y = mean(np.where(m.seen, m.learned, np.nan)), 1 - mean(peak_forgetting(m))
-        spots.append(Spot(name, x, y, "c1 strong" if c == 0 else "c0"))
+        spots.append(Spot(name, x, y, "c1 strong" if pooled else "c0"))
         rows.append([name, round(x, 4), round(y, 4)])
     title = "Plasticity against stability of each hospital"
     caption = "After the final stage, task known, each hospital on its own test data. Top right is best."

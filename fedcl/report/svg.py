@@ -128,7 +128,7 @@ def points(difference: float) -> str:
 def accuracy_axis(values: Sequence[float], title: str) -> Axis:
     """From a round value at or below the lowest accuracy (at most 90 %) to 100 %."""
     finite = [value for value in values if math.isfinite(value)]
-    low = min(0.9, math.floor(min(finite, default=0.0) * 20) / 20)
+    low = min(0.9, math.floor(round(min(finite, default=0.0), 4) * 20 + 1e-9) / 20)
     return Axis(title, max(low, 0.0), 1.0, percent)
 
 

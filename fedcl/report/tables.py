@@ -74,9 +74,16 @@ def hospital_table(result: Result) -> Table:
 
 
 def fault_table(result: Result) -> list[Table]:
-    """What went wrong, in the order of rounds; the first 500. Nothing where nothing did."""
+    """What went wrong, and what alarms told, each in the order of rounds, the first 500. Nothing where nothing did."""
+    faults = _told(result, "fault", "Answers that were missing or rejected.")
+    return faults + _told(
+        result, "alarm", "What somebody should look at: the run went on, and learned what it would have."
+    )
+
+
+def _told(result: Result, phase: str, caption: str) -> list[Table]:
     rows = []
-    for r in [r for r in result.records if r.phase == "fault"][:500]:
+    for r in [r for r in result.records if r.phase == phase][:500]:
         clients = result.members[r.client] if r.client is not None and r.client < len(result.members) else ()
         who = ", ".join(result.hospitals[h] for h in clients[:3]) + (" …" if len(clients) > 3 else "")
         rows.append(
@@ -88,8 +95,24 @@ def fault_table(result: Result) -> list[Table]:
                 Cell(r.note, r.note),
             ]
         )
-    caption = "Answers that were missing or rejected. Stages and rounds count from 1."
-    return [Table(caption, ("Stage", "Round", "Hospital", "Fault", "Why"), rows)] if rows else []
+    caption = f"{caption} Stages and rounds count from 1."
+    return [Table(caption, ("Stage", "Round", "Hospital", phase.title(), "Why"), rows)] if rows else []
+
+
+def alarm_table(result: Result) -> list[Table]:
+    """What the run was warned of, in the order of rounds; the first 500. Nothing where nothing was."""
+    order = {task.id: title for task, title in zip(result.tasks, names(result), strict=True)}
+    rows = []
+    for r in [r for r in result.records if r.phase == "alarm"][:500]:
+        known = r.client is not None and r.client < len(result.hospitals)
+        who = result.hospitals[r.client] if known and r.client is not None else "–"
+        task = order.get(r.task or "", "–")
+        value = Cell(f"{r.value:.4g}" if np.isfinite(r.value) else "–", float(np.nan_to_num(r.value)))
+        words = [Cell(text, text) for text in (who, task, r.name.replace("_", " "))]
+        rows.append([count(r.stage + 1), count(r.round + 1), *words, value, Cell(r.note, r.note)])
+    caption = "What the run warned of. Stages and rounds count from 1."
+    columns = ("Stage", "Round", "Hospital", "Task", "Alarm", "Value", "Why")
+    return [Table(caption, columns, rows)] if rows else []
 
 
 def metric_table(result: Result) -> list[dict[str, str]]:

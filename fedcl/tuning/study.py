@@ -107,7 +107,11 @@ def tune(
         if len(found[trial.number]) == len(seeds):
             done.append(_tell(optuna, study, trial, chosen, found.pop(trial.number)))
             notify(done[-1], trials)
-    done.sort(key=lambda told: told.number)
+    return _best(base, folder, metric, sorted(done, key=lambda told: told.number))
+
+
+def _best(base: Mapping[str, Any], folder: Path, metric: str, done: Sequence[Told]) -> Tuned:
+    """The best of all trials, also as a config file."""
     whole = [told for told in done if math.isfinite(told.value)]
     if not whole:
         raise FedclError(f"no trial came to its end{': ' + done[0].error if done else ''}; see {folder / 'logs'}")

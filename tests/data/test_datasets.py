@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fedcl import datasets, plugins
-from fedcl.config import Data
 from fedcl.contracts import TEST, TRAIN, UNASSIGNED, VAL, FedclError, Samples
 from fedcl.datasets import _torchvision
+from fedcl.sections import Data
 
 
 def idx(array: np.ndarray) -> bytes:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedcl import features, federation
-from fedcl.config import Config, Data
+from fedcl.config import Config
 from fedcl.contracts import SPLITS, TEST, TRAIN, FedclError, Samples
+from fedcl.sections import Data
 
 
 def build(samples: Samples | None = None, **sections: Any) -> federation.Federation:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fedcl import datasets
-from fedcl.config import Data
 from fedcl.contracts import TEST, TRAIN, UNASSIGNED, VAL, FedclError, Samples
 from fedcl.datasets import _samples
+from fedcl.sections import Data
 
 
 def load(name: str, root: Path | str = "", **options: Any) -> Samples:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from scipy import stats
 
 from fedcl import partition
-from fedcl.config import Data, Partition
 from fedcl.contracts import TEST, TRAIN, UNASSIGNED, VAL, FedclError, Samples
+from fedcl.sections import Data, Partition
 
 RULES = ["iid", "dirichlet", "shards", "quantity"]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedcl import tasks
-from fedcl.config import Stream
 from fedcl.contracts import FedclError, Samples
+from fedcl.sections import Stream
 
 
 def sample_set(classes: int = 10, **fields: Any) -> Samples:

@@ -59,8 +59,7 @@ class Tab:
         while True:
             if self._next().get("method") == "Page.loadEventFired":
                 break
-        painted = "new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
-        return float(self.run(painted)) / 1000
+        return self.settle() / 1000
 
     def run(self, script: str) -> Any:
         """The value of a script."""
@@ -76,12 +75,19 @@ class Tab:
                         "return [b.x + b.width / 2, b.y + b.height / 2]; })()")  # fmt: skip
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.settle()
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """A key, down and up."""
         facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **facts)
         self.send("Input.dispatchKeyEvent", type="keyUp", **facts)
+        self.settle()
+
+    def settle(self) -> float:
+        """Wait until what is due is done and painted; the milliseconds since the page was asked for."""
+        return float(self.run("new Promise((done) => requestAnimationFrame(() => "
+                              "setTimeout(() => done(performance.now()))))"))  # fmt: skip
 
     def size(self, width: int, height: int, scheme: str = "light") -> None:
         """The window, and whether the reader likes it dark."""

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from fedcl.anatomy import histograms
 
 CONFIG = 'seed = 0\nmethod = "ewc"\n\n[data]\nname = "digits"\n\n[train]\nrounds = 4\n'
 
@@ -40,6 +43,8 @@ class Fake:
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         (run / "federation.json").write_text(json.dumps(self._plan(schedule)))
         (run / "config.toml").write_text(CONFIG)
+        weights = {str(stage): self._weights(stage) for stage in range(done)}
+        (run / "distributions.json").write_text(json.dumps(weights))
         env = {
             "python": "3.12.1",
             "torch": "2.11.0",
@@ -51,6 +56,11 @@ class Fake:
         status |= {"round": done * self.rounds - 1, "rounds": stages * self.rounds, "seconds": 83.4}
         (run / "status.json").write_text(json.dumps(status))
         return run
+
+    def _weights(self, stage: int) -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(stage)
+        old, move, importance = (torch.randn(500, generator=draw) for _ in range(3))
+        return histograms(old, old + 0.1 * move, importance.square() if stage else None)
 
     def _current(self, stage: int, client: int) -> list[int]:
         task = stage - (client % 2 if self.staggered else 0)
@@ -116,6 +126,11 @@ class Fake:
         for task in range(seen):
             self._add(stage, "model", "parameters", head, task=task)
         self.lines.append({**self.lines[-1], "task": "trunk", "value": trunk})
+        for name, note, value in (("units", "layers.0", 64.0), ("units", "layers.1", 32.0 + 8 * stage)):
+            self.lines.append({**self.lines[-1], "task": "trunk", "name": name, "note": note, "value": value})
+        for task in sorted({task for tasks in current for task in tasks}):
+            self._add(stage, "model", "use", 0.7, task=task, note="module")
+            self._add(stage, "model", "units", 24, task=task, note="module")
 
     def _round(self, stage: int, at: int, step: int, current: list[list[int]]) -> None:
         for client, tasks in enumerate(current):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import tomllib
@@ -8,7 +10,9 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from fedcl import report
@@ -84,10 +88,11 @@ def test_page_is_whole(make_run: Maker, case: str) -> None:
     page = parsed(make_run(**CASES[case]))
     doubled = [name for name, count in Counter(page.ids).items() if count > 1]
     assert doubled == []
-    for link in page.all("a"):
-        assert str(link["href"])[0] == "#"
-        assert str(link["href"])[1:] in page.ids
-    for tag in ("link", "img", "iframe", "object", "image", "use"):
+    links = [str(link["href"]) for link in page.all("a") if "download" not in link]
+    assert links
+    assert all(link[0] == "#" and link[1:] in page.ids for link in links)
+    assert [str(link["href"]) for link in page.all("link")] == ["data:,"]  # no icon is asked for
+    for tag in ("img", "iframe", "object", "image", "use"):
         assert page.all(tag) == []
     assert not any("src" in attrs for _, attrs in page.tags)
     for source in page.blocks["style"] + page.blocks["script"]:
@@ -95,21 +100,34 @@ def test_page_is_whole(make_run: Maker, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_figure_has_a_name_and_a_description(make_run: Maker, case: str) -> None:
+def test_every_figure_has_a_name_a_description_and_its_csv(make_run: Maker, case: str) -> None:
     page = parsed(make_run(**CASES[case]))
     drawings = page.all("svg")
-    assert len(drawings) == 15
     for drawing in drawings:
         named = str(drawing["aria-labelledby"]).split()
         assert drawing["role"] == "img"
         assert len(named) == 2
         assert set(named) <= set(page.ids)
-    assert len(page.all("figure")) == len(page.all("figcaption")) == len(drawings)
+    files = numbers(page)
+    assert len(page.all("figure")) == len(page.all("figcaption")) == len(files) <= len(drawings)
+    assert len(files) >= 15
+    for name, rows in files.items():
+        assert len({len(row) for row in rows}) == 1, name
+        assert len(rows[0]) >= 2
     assert len(page.all("table")) == len(page.all("caption"))
     assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
     geometry = {"x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "points", "d", "viewbox"}
     drawn = [value for _, attrs in page.tags for name, value in attrs.items() if name in geometry]
     assert not any(word in str(value) for value in drawn for word in ("nan", "inf"))
+
+
+def numbers(page: Page) -> dict[str, list[list[str]]]:
+    """Each figure's CSV."""
+    links = [link for link in page.all("a") if "download" in link]
+    texts = {
+        str(link["download"]): unquote(str(link["href"]).removeprefix("data:text/csv;charset=utf-8,")) for link in links
+    }
+    return {name: list(csv.reader(io.StringIO(text))) for name, text in texts.items()}
 
 
 def test_hostile_names_stay_text(make_run: Maker) -> None:
@@ -118,11 +136,11 @@ def test_hostile_names_stay_text(make_run: Maker) -> None:
     (run / "config.toml").write_text(f"method = '{HOSTILE}'\n")
     html = report.write(run).read_text(encoding="utf-8")
     page = Page(html)
-    assert len(page.all("script")) == 2
+    assert len(page.all("script")) == 1
     assert HOSTILE not in html
     assert HOSTILE in "".join(page.text)
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    json.loads(page.blocks["script"][0])
+    assert {row[0] for row in numbers(page)["split.csv"][1:]} == {HOSTILE, '" onload="x'}
 
 
 def test_headline_numbers_are_those_of_the_metrics(make_run: Maker) -> None:
@@ -151,16 +169,30 @@ def test_state_and_faults(make_run: Maker) -> None:
     assert "3 values are NaN <b>&" in text
 
 
-def test_switch_has_every_hospital(make_run: Maker) -> None:
+def test_a_figure_has_the_numbers_of_every_choice(make_run: Maker) -> None:
     run = make_run(tasks=3, hospitals=4)
     page = parsed(run)
-    views = json.loads(page.blocks["script"][0])["views"]
     accuracy = Result.load(run).accuracy
-    assert len(views) == len(page.all("option")) == 1 + 4
-    assert views[3]["known"][0] == round(1000 * accuracy[0, 0, 2])
-    assert views[3]["known"][1] == -1
-    cells = [attrs for tag, attrs in page.tags if tag == "rect" and "data-cell" in attrs]
-    assert len(cells) == 2 * len(views[0]["known"])
+    rows = numbers(page)["matrix-known.csv"]
+    assert rows[0] == ["hospital", "after stage", "0, 1", "2, 3", "4, 5"]
+    assert len(rows) == 1 + (1 + 4) * 3
+    first = next(row for row in rows if row[0] == "Hospital 3")
+    assert float(first[2]) == pytest.approx(accuracy[0, 0, 2], abs=1e-4)
+    assert first[3] == ""
+    chosen = [attrs for tag, attrs in page.tags if tag == "select"]
+    assert {attrs["data-switch"] for attrs in chosen} == {"hospital", "task", "stage"}
+
+
+def test_a_result_as_it_was(make_run: Maker) -> None:
+    """What is drawn stage by stage is what a run that ended there would say."""
+    whole = Result.load(make_run(tasks=4, staggered=True))
+    for stage in (0, 2):
+        past = whole.until(stage)
+        assert past.accuracy.shape[0] == stage + 1
+        assert past.first.max() <= stage
+        assert past.last.max() == min(stage, 3)
+        learned = [past.pooled[s, t] for t, s in enumerate(past.learned_at) if s >= 0]
+        assert np.nanmean(past.known.whole().learned) == pytest.approx(np.mean(learned))
 
 
 def test_large_run_is_small_enough(make_run: Maker) -> None:

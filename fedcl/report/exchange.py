@@ -1,0 +1,113 @@
+"""Who sent what to whom: bytes of each kind of message, and what there was in them. Pure but for small files."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections import defaultdict
+from collections.abc import Collection
+
+import numpy as np
+
+from fedcl import infer
+from fedcl.config import Config
+from fedcl.report.bars import stacked
+from fedcl.report.layout import Cell, Data, Figure, Table, Value
+from fedcl.report.svg import Head, from_zero
+from fedcl.results import Result
+from fedcl.units import size
+
+PHASES = {"train": "training", "consolidate": "consolidation", "evaluate": "evaluation"}
+_WAYS = {"bytes_down": "↓", "bytes_up": "↑"}
+
+
+def traffic(result: Result) -> Figure:
+    """Bytes of each stage, by kind of message and direction."""
+    keys = [(phase, way) for way in _WAYS for phase in PHASES]
+    stages = max((r.stage + 1 for r in result.records if r.phase in PHASES and r.name in _WAYS), default=0)
+    values = np.zeros((stages, len(keys)))
+    for r in result.records:
+        if r.client is None and (r.phase, r.name) in keys and r.stage >= 0:
+            values[r.stage, keys.index((r.phase, r.name))] += np.nan_to_num(r.value)
+    titles = [f"{PHASES[phase]} {_WAYS[way]}" for phase, way in keys]
+    title = "Bytes of each stage"
+    caption = "Payload of all messages, all clients together: ↓ to hospitals, ↑ from them."
+    axis = from_zero(values.sum(axis=1), "bytes", size)
+    svg = stacked(Head("exchange", title, caption), values, [f"stage {s + 1}" for s in range(stages)], titles, axis)
+    rows: list[list[Value]] = [[s + 1, *map(float, row)] for s, row in enumerate(values)]
+    return Figure("exchange", title, caption, svg, Data(("stage", *titles), rows))
+
+
+def sent(result: Result) -> list[Table]:
+    """What each kind of message held; nothing where the config cannot be read."""
+    try:
+        config = Config.model_validate(tomllib.loads((result.path / "config.toml").read_text(encoding="utf-8")))
+        plan = json.loads((result.path / "federation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    parts = _contents(config, plan.get("hooks", ()), plan.get("method", {}))
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    for r in result.records:
+        if r.name in _WAYS and r.client is None:
+            sums[r.phase, r.name] += r.value
+    rows = []
+    for phase, title in PHASES.items():
+        down, up = parts[phase]
+        volume = [Cell(size(sums[phase, way]), float(sums[phase, way])) for way in _WAYS]
+        if any(cell.key for cell in volume):
+            rows.append([Cell(title, title), Cell(down, down), volume[0], Cell(up, up), volume[1]])
+    caption = "What travelled, by kind of message. Raw samples are in none of them."
+    return [Table(caption, ("Message", "To a hospital", "Bytes", "From a hospital", "Bytes"), rows)]
+
+
+def terms(result: Result) -> list[str]:
+    """What protects the hospitals in this run, and what does not."""
+    try:
+        config = Config.model_validate(tomllib.loads((result.path / "config.toml").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return []
+    kind = config.federation.kind
+    if kind in ("central", "joint"):
+        return [f"A bound, not a federation ({kind}): all hospitals' data are in one place."]
+    told = [
+        "The server sees each hospital's own message: there is no secure aggregation, and no noise is added, so no ε.",
+        "Updates can tell about the samples that made them (gradient inversion, membership inference); smaller "
+        "hospitals are told about more.",
+    ]
+    if kind == "local":
+        told.append("Nothing is averaged: each hospital has a model of its own, which the server keeps for it.")
+    if config.model.heads == "task" and infer.resolve(config.model.infer) == "prototypes":
+        told.append(
+            "Inferring the task by prototypes sends sums over samples, in effect class means; a class of which a "
+            "hospital has fewer than 5 training samples is withheld. The rules entropy and energy send nothing."
+        )
+    kept = result.metrics.get("memory_per_hospital", float("nan"))
+    if np.isfinite(kept):
+        told.append(f"What a method remembers stays at the hospital: {size(kept)} at most.")
+    return told
+
+
+def _contents(config: Config, hooks: Collection[str], method: dict[str, object]) -> dict[str, tuple[str, str]]:
+    """Phase → (to a hospital, from a hospital)."""
+    stays = config.federation.merger == "personal"
+    module = "" if stays else ", module and gate of its task"
+    heads = {"task": module, "shared": " and the shared head", "domain": " and the shared head"}[config.model.heads]
+    news = "; what the server half of the method says" if "server" in hooks or "receive" in hooks else ""
+    up = f"changes of what moved of the trunk{heads}; number of samples, loss"
+    if config.federation.compress != "none":
+        up += f"; compressed by {config.federation.compress}"
+    if config.run.validate_every:
+        up += "; now and then the accuracy on validation samples"
+    own = "; what the client half of the method uploads" if "upload" in hooks else ""
+    if method.get("share") == "sum":
+        own = "; the importance of each parameter"
+    sums = ""
+    if infer.needs_statistics(config.model):
+        rule = infer.resolve(config.model.infer)
+        sums = "; class counts and sums of features" if rule == "prototypes" else "; likelihoods of validation samples"
+    prepared = ", class prototypes" if sums else ""
+    return {
+        "train": (f"trunk{heads}{news}", up + own),
+        "consolidate": (f"the same, merged{news}", "size of its own memory" + own + sums),
+        "evaluate": (f"trunk and all modules{prepared}", "counts of answers by class, histograms of scores"),
+    }
