@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from fedcl.contracts import Event
 from fedcl.run_dir import read_status
@@ -20,6 +20,7 @@ _PROOF = 512  # bytes before a position: others there mean that the file was cut
 _DEPTH = 3  # folders from a folder of runs down to them
 
 Lines = list[dict[str, Any]]
+Change = Literal["", "cut", "new"]
 
 
 def runs(folder: Path) -> list[Path]:
@@ -46,26 +47,27 @@ class Tail:
         self._place: tuple[int, int] | None = None  # device and inode
         self._end, self._proof = 0, b""
 
-    def read(self) -> tuple[bool, Lines]:
-        """(whether what was read before no longer holds, so that these are all there are; new whole lines)."""
+    def read(self) -> tuple[Change, Lines]:
+        """(what happened to the file, new whole lines: all there are, where it was cut back or is a new one)."""
         try:
             with self._path.open("rb") as file:
                 return self._read(file)
         except FileNotFoundError:
             begun = self._end > 0
             self.rewind()
-            return begun, []
+            return "new" if begun else "", []
 
     def rewind(self) -> None:
         """Read all of it again."""
         self._end, self._proof = 0, b""
 
-    def _read(self, file: IO[bytes]) -> tuple[bool, Lines]:
+    def _read(self, file: IO[bytes]) -> tuple[Change, Lines]:
         stat = os.fstat(file.fileno())
         place = stat.st_dev, stat.st_ino
         file.seek(self._end - len(self._proof))
-        again = self._end > 0 and (place != self._place or file.read(len(self._proof)) != self._proof)
-        if again:
+        change: Change = ""
+        if self._end > 0 and (place != self._place or file.read(len(self._proof)) != self._proof):
+            change = "cut" if place == self._place else "new"
             self.rewind()
         self._place = place
         file.seek(self._end)
@@ -73,7 +75,7 @@ class Tail:
         new = new[: new.rfind(b"\n") + 1]  # the last line may be half written
         self._end += len(new)
         self._proof = (self._proof + new)[-_PROOF:]
-        return again, [json.loads(line) for line in new.splitlines()]
+        return change, [json.loads(line) for line in new.splitlines()]
 
 
 class Watcher:
@@ -109,20 +111,24 @@ class Watcher:
             yield Event("end", self.story.stage, self.story.round, facts)
 
     def _records(self, status: Mapping[str, Any], start: bool) -> Iterator[Event]:
-        again, lines = self._tail.read()
-        if again:  # a run that goes on from its checkpoint, or one that was started anew
+        change, lines = self._tail.read()
+        told = self.story.stage, self.story.round
+        if change:  # a run that goes on from its checkpoint, or one that was started anew
             self.story = self._begin(status)
             if not self.story.stages:  # there is no plan of it yet
                 self._tail.rewind()
                 return
-            for line in lines:  # what is there still was told already
-                for _ in self.story.take(line):
-                    continue
-            lines = []
-        if again or start:
-            yield self.story.start()
+            start = True
+        place = told if change == "cut" else (self.story.stage, self.story.round)
         for line in lines:
-            yield from self.story.take(line)
+            events = list(self.story.take(line))
+            if change != "cut" or (self.story.stage, self.story.round) > told:
+                if start:
+                    yield Event("start", *place, {"stages": self.story.stages, "rounds": self.story.rounds})
+                start = False
+                yield from events
+        if start:
+            yield self.story.start()
 
     def _begin(self, status: Mapping[str, Any]) -> Story:
         """A new story, as long as the plan says; empty where there is no plan yet."""

@@ -15,7 +15,7 @@ import fedcl
 
 ROOT = Path(fedcl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-PLUGINS = ("datasets", "models", "methods", "aggregators", "mergers", "compression", "growth", "privacy")
+PLUGINS = ("datasets", "models", "methods", "aggregators", "mergers", "compression", "growth", "privacy", "trackers")
 # The reading order in the package's docstring: a module imports only modules above it.
 ORDER = [
     name
