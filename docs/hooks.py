@@ -45,7 +45,7 @@ _MOVED = {
     r"\((?:\.\./)?CHANGELOG\.md": "(changelog.md",
     r"\((?:\.\./)?CONTRIBUTING\.md": "(contributing.md",
     r"\((?:\.\./)?examples/(\w+)\.py": r"(examples/\1.md",
-    r"\[([^]]*)\]\((?:\.\./)?(LICENSE|examples/\w+\.ipynb)\)": r"\1",
+    r"\[([^]]*)\]\((?:\.\./)?(LICENSE|CITATION\.cff|examples/\w+\.ipynb)\)": r"\1",
     r"\(docs/": "(",
 }
 

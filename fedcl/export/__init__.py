@@ -65,12 +65,13 @@ def export(run: Path, output: Path, int8: bool = False, form: str = "", licence:
         licence: of the model, for the card; "" is unknown.
 
     Raises:
-        FedclError: it is no finished run, there is no one merged model, the file cannot be written, or a program
-            answers otherwise than the net.
+        FedclError: it is no finished run, there is no one merged model, the extra `onnx` is missing, the file cannot be
+            written, or a program answers otherwise than the net.
     """
     form = form_of(output, form)
     if int8 and form != FORMATS[0]:
         raise FedclError(f"--int8 is for {FORMATS[0]}: a program of format {form} computes in float32")
+    program.check(form)  # before what takes time
     config = run_dir.read_config(run)
     _check(run, config)
     params, _ = finish.read(run / "model.safetensors")

@@ -6,6 +6,7 @@ task, by the task's id. TorchScript is left out: torch.jit is deprecated, and wh
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -35,6 +36,13 @@ class _Every(nn.Module):
         return self.whole.every(x)
 
 
+def check(form: str) -> None:
+    """Raise FedclError where what a format needs is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+        if not importlib.util.find_spec(package):
+            raise FedclError(f"--format onnx needs {package}: pip install 'fedcl[onnx]'")
+
+
 def write(net: Exported, output: Path, form: str) -> float:
     """Write the program, read it back, and compare its answers with the net's own.
 
@@ -47,7 +55,7 @@ def write(net: Exported, output: Path, form: str) -> float:
         The largest difference of a logit on random samples.
 
     Raises:
-        FedclError: the extra `onnx` is not installed, the file cannot be written, or it answers otherwise.
+        FedclError: the file cannot be written, or it answers otherwise.
     """
     if not output.parent.is_dir():
         raise FedclError(f"--output {output}: there is no folder {output.parent}; choose another place")
@@ -74,12 +82,7 @@ def write(net: Exported, output: Path, form: str) -> float:
 
 
 def run_onnx(path: Path, x: Tensor) -> dict[str, Tensor]:
-    """Answers of an ONNX file on this machine's CPU, by output.
-
-    Raises:
-        FedclError: the extra `onnx` is not installed.
-    """
-    _need("onnxruntime")
+    """Answers of an ONNX file on this machine's CPU, by output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -90,8 +93,6 @@ def run_onnx(path: Path, x: Tensor) -> dict[str, Tensor]:
 
 
 def _onnx(module: nn.Module, x: Tensor, tasks: list[str], path: Path, info: Mapping[str, Any]) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        _need(package)
     quiet = logging.getLogger("torch.onnx")
     before = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -112,13 +113,6 @@ def _onnx(module: nn.Module, x: Tensor, tasks: list[str], path: Path, info: Mapp
         raise FedclError("torch.onnx.export made no program")
     program.model.metadata_props[_NOTE] = json.dumps(info)
     program.save(path, external_data=False)
-
-
-def _need(package: str) -> None:
-    import importlib.util
-
-    if not importlib.util.find_spec(package):
-        raise FedclError(f"--format onnx needs {package}: pip install 'fedcl[onnx]'")
 
 
 def _distance(own: Mapping[str, Tensor], found: Mapping[str, Tensor], output: Path) -> float:
