@@ -59,6 +59,7 @@ def _learning(result: Result) -> list[Section]:
                 sites.merging(result),
                 sites.drift(result),
                 sites.final(result),
+                *rounds.updates(result),
             ],
             tables=[tables.hospital_table(result)],
         ),

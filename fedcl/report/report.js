@@ -169,7 +169,8 @@ const selects = [...document.querySelectorAll("select[data-switch]")];
 
 function show(name) {
   for (const select of selects) if (select.dataset.switch === name) select.selectedIndex = choices[name];
-  const label = selects.find((s) => s.dataset.switch === name).options[choices[name]].text;
+  const one = selects.find((s) => s.dataset.switch === name);
+  const label = one.options[choices[name]].text, what = `${one.labels[0].textContent}: ${label}`;
   for (const figure of document.querySelectorAll(`figure[data-switch="${CSS.escape(name)}"]`)) {
     if ((drawn.get(figure) ?? 0) !== choices[name]) {
       const { head, rows } = view(figure);
@@ -178,7 +179,7 @@ function show(name) {
       fill(figure);
     }
     const shown = figure.querySelector(".shown");
-    shown.textContent = label;
+    shown.textContent = what;
     shown.hidden = choices[name] === 0;
   }
   for (const figure of document.querySelectorAll(`figure[data-marks="${CSS.escape(name)}"]`)) {
@@ -187,10 +188,11 @@ function show(name) {
       const chosen = choices[name] > 0 && g.dataset.name === label;
       g.classList.toggle("chosen", chosen);
       any ||= chosen;
+      if (chosen && !figure.dataset.kind) g.parentNode.append(g); // over the others; what is redrawn keeps its order
     }
     figure.querySelector("svg").classList.toggle("choosing", any);
   }
-  return label;
+  return what;
 }
 
 for (const select of selects) {
@@ -199,8 +201,7 @@ for (const select of selects) {
   choices[name] = Math.max(choices[name] ?? 0, select.selectedIndex); // a browser may restore the choice on reload
   select.addEventListener("change", () => {
     choices[name] = select.selectedIndex;
-    const label = show(name);
-    document.getElementById("said").textContent = `Figures show: ${label}`;
+    document.getElementById("said").textContent = `Figures show ${show(name)}`;
   });
 }
 for (const name of Object.keys(choices)) show(name);

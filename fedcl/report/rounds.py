@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedcl.report.charts import Point, Series, curves
-from fedcl.report.figures import TASK, names
+from fedcl.report.figures import HOSPITAL, TASK, names
 from fedcl.report.layout import Data, Figure, Value
-from fedcl.report.svg import Axis, Head, accuracy_axis, colour, from_zero, thin
+from fedcl.report.sites import MANY
+from fedcl.report.svg import Axis, Head, accuracy_axis, around, colour, from_zero, thin
 from fedcl.results import Result
 from fedcl.units import size
 
@@ -69,6 +70,36 @@ def wide_data(x: str, series: Sequence[Series]) -> Data:
 def _weighted(pairs: list[tuple[float, float]]) -> float:
     values, weights = np.array(pairs).T
     return float(np.average(values, weights=weights if weights.sum() else None))
+
+
+def updates(result: Result) -> list[Figure]:
+    """Each hospital's update against the others' of its round; nothing where that was not recorded."""
+    figures = []
+    for name, title, axis_title, caption in (
+        (
+            "cosine",
+            "Direction of updates",
+            "cosine",
+            "Cosine of a client's update to the others' directions; below 0 it works against them.",
+        ),
+        ("norm", "Length of updates", "× median", "Norm of a client's update over the median norm of the round."),
+    ):
+        found: dict[int, list[Point]] = defaultdict(list)
+        for r in result.records:
+            if (r.phase, r.name) == ("drift", name) and r.client is not None and math.isfinite(r.value):
+                found[r.client].append((r.round + 1.0, r.value))
+        if not found:
+            continue
+        many = len(found) > MANY
+        series = []
+        for client in sorted(found):
+            who = ", ".join(result.hospitals[h] for h in result.members[client][:2])
+            series.append(Series("" if many else who, found[client], "quiet" if many else colour(client), who))
+        axis = around([v for s in series for _, v in s.points] + [0.0], axis_title, lambda v: f"{v:.3g}", 0.25)
+        head = Head(f"updates-{name}", title, caption)
+        svg = curves(head, series, rounds(result), axis, boundaries(result))
+        figures.append(Figure(head.id, title, caption, svg, wide_data("round", series), marks=HOSPITAL))
+    return figures
 
 
 def loss(result: Result) -> Figure:

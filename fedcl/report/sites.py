@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from fedcl.report.charts import Series, Spot, curves, scatter
 from fedcl.report.figures import HOSPITAL, TASK, names, say, stages, switches
 from fedcl.report.heat import Look, heat
 from fedcl.report.layout import Data, Figure, Value
-from fedcl.report.svg import Axis, Head, accuracy_axis, colour, points
+from fedcl.report.svg import Head, accuracy_axis, around, colour, points
 from fedcl.results import Result
 
 MANY = 8  # more hospitals than this are drawn as a crowd, with the best, the worst and the mean named
@@ -137,9 +136,8 @@ def drift(result: Result) -> Figure:
         Series(label, [(s + 1.0, v) for s, v in enumerate(values)], f"c{k}")
         for k, (label, values) in enumerate(lines.items())
     ]
-    known = [v for values in lines.values() for v in values if np.isfinite(v)] or [0.0]
-    low, high = min(0.0, np.floor(min(known) * 20) / 20), max(0.05, np.ceil(max(known) * 20) / 20)
-    axis = Axis("points lost", float(low), float(high), lambda v: points(v).removeprefix("+"))
+    both = [0.0, *(v for values in lines.values() for v in values)]
+    axis = around(both, "points lost", lambda v: points(v).removeprefix("+"))
     title = "Spatial and temporal forgetting over the stages"
     caption = (
         "Mean over hospitals, task known. Spatial: own model after training less the merged model, in that stage. "
@@ -164,9 +162,8 @@ def trade(result: Result) -> Figure:
         rows.append([name, round(x, 4), round(y, 4)])
     title = "Plasticity against stability of each hospital"
     caption = "After the final stage, task known, each hospital on its own test data. Top right is best."
-    across = accuracy_axis([s.x for s in spots], "plasticity: accuracy as just learned")
-    up = accuracy_axis([s.y for s in spots], "stability: 1 − forgetting")
-    up = replace(up, high=max([1.0, *(s.y for s in spots if np.isfinite(s.y))]))
+    across = around([s.x for s in spots], "plasticity: accuracy as just learned")
+    up = around([s.y for s in spots], "stability: 1 − forgetting")
     svg = scatter(Head("trade", title, caption), spots, across, up, named=len(spots) <= 2 * MANY)
     return Figure("trade", title, caption, svg, Data(("hospital", "plasticity", "stability"), rows), marks=HOSPITAL)
 

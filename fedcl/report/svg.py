@@ -132,6 +132,13 @@ def accuracy_axis(values: Sequence[float], title: str) -> Axis:
     return Axis(title, max(low, 0.0), 1.0, percent)
 
 
+def around(values: Sequence[float], title: str, write: Callable[[float], str] = percent, step: float = 0.05) -> Axis:
+    """From a multiple of `step` at or below the lowest value to one at or above the highest."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low = step * math.floor(min(finite) / step + 1e-9)
+    return Axis(title, low, max(step * math.ceil(max(finite) / step - 1e-9), low + step), write)
+
+
 def from_zero(values: Iterable[float], title: str, write: Callable[[float], str]) -> Axis:
     """From 0 to the first tick that no value exceeds."""
     top = max((value for value in values if math.isfinite(value)), default=0.0) or 1.0

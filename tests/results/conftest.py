@@ -142,6 +142,7 @@ class Fake:
                 continue
             self._add(stage, "train", "loss", 0.9 * 0.6**step + self.rng.uniform(0, 0.1), client, round_=at)
             self._add(stage, "train", "samples", 80, client, round_=at)
+            self._add(stage, "drift", "cosine", self.rng.uniform(-0.2, 0.9), client, round_=at)
         for name, value in (
             ("seconds", 1.1),
             ("bytes_down", 690_000.0),

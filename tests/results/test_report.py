@@ -183,6 +183,17 @@ def test_a_figure_has_the_numbers_of_every_choice(make_run: Maker) -> None:
     assert {attrs["data-switch"] for attrs in chosen} == {"hospital", "task", "stage"}
 
 
+def test_alarms_are_kept(make_run: Maker) -> None:
+    run = make_run()
+    told = {"stage": 1, "round": 5, "phase": "alarm", "client": 2, "task": "t0", "name": "opposed", "value": -0.61}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(told | {"note": "against <the> others"}) + "\n")
+    page = parsed(run)
+    assert "alarms" in page.ids
+    text = " ".join(" ".join(page.text).split())
+    assert "2 6 Hospital 3 0, 1 opposed -0.61 against <the> others" in text
+
+
 def test_a_result_as_it_was(make_run: Maker) -> None:
     """What is drawn stage by stage is what a run that ended there would say."""
     whole = Result.load(make_run(tasks=4, staggered=True))
