@@ -146,6 +146,7 @@ def figure(record: Mapping[str, Any]) -> str:
     """The name of a record's figure: `end/accuracy/t0/hospital_3`."""
     parts = [record["phase"], record["name"]]
     parts += [record["task"]] if record["task"] is not None else []
+    parts += [record["note"]] if record["phase"] == "model" and record.get("note") else []  # of a layer
     if record["client"] is not None:
         parts.append(f"{'client' if record['phase'] in _CLIENTS else 'hospital'}_{record['client']}")
     return "/".join(parts)
