@@ -185,6 +185,7 @@ def test_mlflow_keeps_one_run_in_the_run_directory(run, monkeypatch):
 
 
 def test_wandb_stays_offline(run, monkeypatch):
+    pytest.importorskip("wandb")  # an extra that the tests do without
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     result = run("run", run={"track": ["wandb"]}, stream={"tasks": 1, "classes": [[0, 1]]})
