@@ -125,7 +125,7 @@ def uses(params: Params, task: str) -> list[tuple[str, float, float]]:
     if "mask" in own:
         open_ = (own["mask"] > 0).float()
         found.append(("module", float(open_.sum()), float((torch.sigmoid(own["logits"]) * open_).mean())))
-    for name, value in own.items():
+    for name, value in sorted(own.items()):  # a checkpoint may bring them in another order
         layer, _, kind = name.removeprefix("trunk.").rpartition(".")
         if not name.startswith("trunk."):
             continue

@@ -56,4 +56,4 @@ def test_distributions_are_drawn_from_the_runs_own_parameters(run, tmp_path, mon
         return sum(float((found[name][key] - value).square().sum()) for key, value in found["old"].items())
 
     assert 0 < moved("EWC") < 0.5 * moved("new")
-    assert distributions.draw(found).count("<polyline") == 5
+    assert distributions.draw(found).count('class="line"') == 5
