@@ -60,7 +60,8 @@ class Net:
                 self.net.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
                 fresh = True
         if structure.resize(self.net, arrays) or fresh or not self._tensors:
-            self._tensors = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+            # By name: in which order modules were added differs after a resume, and in another worker; sums follow it.
+            self._tensors = dict(sorted([*self.net.named_parameters(), *self.net.named_buffers()]))
         for name, value in arrays.items():
             self._tensors[name].copy_(value)
 
@@ -69,7 +70,7 @@ class Net:
         return fresh(self._config, self.net, self.tasks[task])
 
     def parameters(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Those of the names that are parameters, in the net's order."""
+        """Those of the names that are parameters, in the order of names."""
         wanted = set(names)
         return ((n, v) for n, v in self._tensors.items() if isinstance(v, torch.nn.Parameter) and n in wanted)
 

@@ -50,7 +50,7 @@ class Store:
         if version not in cached:
             cached = cached | {version: self._read(client, version)}
             self._keep(client, cached)
-        return dict(cached[version])
+        return dict(sorted(cached[version].items()))  # as from a file: sums follow the order
 
     def save(self, client: int, version: str, memory: Memory, start: str) -> None:
         """Keep what came of a Job, and what it started from: the answer may never be accepted."""
@@ -135,7 +135,7 @@ class Store:
             path = self._root / str(client) / f"{version}.safetensors"
             if path.exists():
                 try:
-                    return load_file(path)
+                    return dict(sorted(load_file(path).items()))
                 except (OSError, SafetensorError) as error:
                     self._written.discard((client, version))
                     raise FedclError(f"client memory {path} is damaged ({error}); start anew with --fresh") from error

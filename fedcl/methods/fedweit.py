@@ -214,8 +214,8 @@ def _layers(params: Params) -> Iterator[tuple[str, str]]:
             yield name.removesuffix(".logits"), parts[3].replace("-", ".")
 
 
-def _bases(params: Params) -> set[str]:
-    return {layer for _, layer in _layers(params)}
+def _bases(params: Params) -> list[str]:
+    return sorted({layer for _, layer in _layers(params)})  # a set's order differs from process to process
 
 
 def _held(ctx: Context, layer: str, params: Params, memory: Memory) -> _Held:

@@ -56,7 +56,7 @@ PEERS = {
     ),
     "target": Peer(
         "1/(T−1) Σ_{t<T−1} ( max_{l<T−1} R[l, t] − R[T−1, t] )",
-        "it ships no code for forgetting (its issue 2 asks for it); this is the forgetting measure of "
+        "it ships no code for forgetting, as its users have asked for; this is the forgetting measure of "
         "Chaudhry et al. 2018, and we could not check it against the numbers in its paper",
         _peak,
     ),

@@ -38,6 +38,18 @@ X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 INDEX = torch.tensor([0, 1, 0, 1, 1, 0])
 
 
+def test_parameters_come_in_one_order_however_the_modules_came():
+    """Sums over them follow it: a resumed run adds all modules at once, another worker in the order of its jobs."""
+    config = Config.model_validate(TASKS | {"model": {"options": {"hidden": [4]}}})
+    held, orders = federation.build(config), []
+    for order in (("t0", "t1", "t2"), ("t2", "t0", "t1")):
+        net = Net(config, held, torch.device("cpu"))
+        for task in order:
+            net.load(net.fresh(task))
+        orders.append([name for name, _ in net.parameters(net.train_only(dict(net.net.named_parameters())))])
+    assert orders[0] == orders[1]
+
+
 @pytest.mark.parametrize("masks", ["none", "units", "weights"])
 def test_each_sample_is_answered_by_its_own_task(masks):
     net = _net(masks=masks)
