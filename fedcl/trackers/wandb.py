@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from fedcl.contracts import Tracked, Tracker
 
@@ -28,13 +29,14 @@ class Wandb(Tracker):
 
         self.id = run.id or run.identity
         run.folder.mkdir(parents=True, exist_ok=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
             project=project,
             name=run.name,
             id=self.id,
             dir=str(run.folder),
             config=dict(run.settings),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=mode,
             resume="allow",
             settings=wandb.Settings(disable_git=True, disable_code=True, x_disable_stats=True, console="off"),
         )
