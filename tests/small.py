@@ -23,6 +23,14 @@ BASE: dict[str, Any] = {
     "federation": {"clients": 3},
 }
 
+TINY: dict[str, Any] = {  # settings of a run of a second, for what needs many
+    "data": {"name": "digits"},
+    "stream": {"tasks": 2},
+    "federation": {"clients": 3},
+    "train": {"rounds": 2, "epochs": 1},
+    "model": {"options": {"hidden": [8]}},
+}
+
 
 def merged(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """`base` with nested changes."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedcl.cli.flags import FLAGS, mistakes, with_flags
+from fedcl.cli.flags import CONFIG, FLAGS, RUN, ConfigFile, Jobs, Quiet, Sets, mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,47 +19,37 @@ if TYPE_CHECKING:
     from fedcl.comparison import Comparison, Progress
     from fedcl.comparison.grid import Grid
 
-_CONFIG, _RUN = "Config", "This command"
-
 
 @with_flags
 def compare(
     flags: dict[str, str],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="TOML file; flags win.", rich_help_panel=_CONFIG),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of all runs.", rich_help_panel=_CONFIG),
-    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
             "--vary",
             metavar="KEY=A,B,C",
             help="Any setting or flag; the first is compared, others make blocks.",
-            rich_help_panel=_CONFIG,
+            rich_help_panel=CONFIG,
         ),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(metavar="N", help="How many from --seed on, or which: 0,3,7.", rich_help_panel=_CONFIG)
+        str, typer.Option(metavar="N", help="How many from --seed on, or which: 0,3,7.", rich_help_panel=CONFIG)
     ] = "3",
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME", help="A figure to show; may be repeated.", rich_help_panel=_RUN),
+        typer.Option("--metric", metavar="NAME", help="A figure to show; may be repeated.", rich_help_panel=RUN),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=0, metavar="INT", help="Runs at a time (0: as many as fit).", rich_help_panel=_RUN)
-    ] = 0,
+    jobs: Jobs = 0,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Leave out combinations that cannot run.", rich_help_panel=_RUN),
+        typer.Option("--keep-going", help="Leave out combinations that cannot run.", rich_help_panel=RUN),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs; run and write nothing.", rich_help_panel=_RUN)
+        bool, typer.Option("--dry-run", help="Show the runs; run and write nothing.", rich_help_panel=RUN)
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run every combination of settings with every seed; the same command does what is missing."""
     from fedcl import comparison

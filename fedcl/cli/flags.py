@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -23,6 +24,22 @@ class Flag(NamedTuple):
     help: str
     panel: str
 
+
+CONFIG, RUN = "Config", "This command"  # panels of what else a command takes
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="TOML file; flags win.", rich_help_panel=CONFIG)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any setting, e.g. methods.ewc.strength=300.", rich_help_panel=CONFIG
+    ),
+]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=0, metavar="INT", help="Runs at a time (0: as many as fit).", rich_help_panel=RUN)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=RUN)]
 
 _DATA, _TRAIN, _WHERE = "Who has what, when", "Model and training", "Where and how"
 

@@ -6,20 +6,17 @@ import json
 import shlex
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedcl.cli.flags import mistakes, with_flags
+from fedcl.cli.flags import RUN, ConfigFile, Quiet, Sets, mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedcl.config import Config
     from fedcl.results import Result
-
-_CONFIG, _RUN = "Config", "This command"
 
 
 class Log(StrEnum):
@@ -42,24 +39,13 @@ class Peer(StrEnum):
 @with_flags
 def simulate(
     flags: dict[str, str],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="TOML file; flags win.", rich_help_panel=_CONFIG),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting, e.g. methods.ewc.strength=300.",
-            rich_help_panel=_CONFIG,
-        ),
-    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan; run and write nothing.", rich_help_panel=_RUN)
+        bool, typer.Option("--dry-run", help="Show the plan; run and write nothing.", rich_help_panel=RUN)
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Move a run that is there aside.", rich_help_panel=_RUN)
+        bool, typer.Option("--fresh", help="Move a run that is there aside.", rich_help_panel=RUN)
     ] = False,
     metrics_compat: Annotated[
         Peer | None,
@@ -67,17 +53,17 @@ def simulate(
             "--metrics-compat",
             metavar="PEER",
             help="Also as fot, target, lander, fed-mammoth.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = None,
     track: Annotated[
         list[str] | None,
-        typer.Option("--track", metavar="NAME", help="tensorboard, mlflow, wandb; repeatable.", rich_help_panel=_RUN),
+        typer.Option("--track", metavar="NAME", help="tensorboard, mlflow, wandb; repeatable.", rich_help_panel=RUN),
     ] = None,
     log: Annotated[
-        Log, typer.Option("--log", metavar="KIND", help="auto, plain or json lines.", rich_help_panel=_RUN)
+        Log, typer.Option("--log", metavar="KIND", help="auto, plain or json lines.", rich_help_panel=RUN)
     ] = Log.auto,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run an experiment in its directory; the same command goes on with an interrupted one.
 

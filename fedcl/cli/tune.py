@@ -9,48 +9,38 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from fedcl.cli.flags import FLAGS, mistakes, with_flags
+from fedcl.cli.flags import CONFIG, FLAGS, RUN, ConfigFile, Jobs, Quiet, Sets, mistakes, with_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedcl.tuning import Space, Told, Tuned
 
-_CONFIG, _RUN = "Config", "This command"
-
 
 @with_flags
 def tune(
     flags: dict[str, str],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="TOML file; flags win.", rich_help_panel=_CONFIG),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of all runs.", rich_help_panel=_CONFIG),
-    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     search: Annotated[
         list[str] | None,
         typer.Option(
             "--search",
             metavar="KEY=LOW:HIGH[:log]",
             help="Or KEY=A,B,C. Default: learning rate, strengths.",
-            rich_help_panel=_CONFIG,
+            rich_help_panel=CONFIG,
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, metavar="INT", help="How many in all.", rich_help_panel=_RUN)] = 20,
+    trials: Annotated[int, typer.Option(min=1, metavar="INT", help="How many in all.", rich_help_panel=RUN)] = 20,
     metric: Annotated[
-        str, typer.Option(metavar="NAME", help="What to make best, on validation data.", rich_help_panel=_RUN)
+        str, typer.Option(metavar="NAME", help="What to make best, on validation data.", rich_help_panel=RUN)
     ] = "average_accuracy",
-    trial_seeds: Annotated[str, typer.Option(metavar="N", help="Seeds of each trial.", rich_help_panel=_RUN)] = "1",
+    trial_seeds: Annotated[str, typer.Option(metavar="N", help="Seeds of each trial.", rich_help_panel=RUN)] = "1",
     seeds: Annotated[
-        str, typer.Option(metavar="N", help="Seeds of the final test; 0 leaves it out.", rich_help_panel=_RUN)
+        str, typer.Option(metavar="N", help="Seeds of the final test; 0 leaves it out.", rich_help_panel=RUN)
     ] = "3",
-    jobs: Annotated[
-        int, typer.Option(min=0, metavar="INT", help="Runs at a time (0: as many as fit).", rich_help_panel=_RUN)
-    ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_RUN)] = False,
+    jobs: Jobs = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Choose settings on validation data, then test as given against as tuned; the same command goes on."""
     from fedcl import settings

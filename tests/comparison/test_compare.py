@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from small import TINY
 from typer.testing import CliRunner
 
 import fedcl
@@ -19,13 +20,6 @@ from fedcl.cli import app
 from fedcl.comparison import Comparison, write
 from fedcl.contracts import FedclError
 
-SMALL = {
-    "data": {"name": "digits"},
-    "stream": {"tasks": 2},
-    "federation": {"clients": 3},
-    "train": {"rounds": 2, "epochs": 1},
-    "model": {"options": {"hidden": [8]}},
-}
 FLAGS = ["--tasks", "2", "--clients", "3", "--rounds", "25", "--epochs", "1", "--set", "model.options.hidden=[8]"]
 
 
@@ -35,7 +29,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "made"
     told = []
     made = fedcl.compare(
-        Config.model_validate(SMALL),
+        Config.model_validate(TINY),
         {"method": ["finetune", "ewc"], "partition.alpha": [0.5, 5.0]},
         2,
         output=folder,
@@ -51,7 +45,7 @@ def test_every_run_is_an_ordinary_one_and_what_simulate_gives(found, tmp_path):
     assert not made.failed()
     run = next(r for r in made.runs if r.labels == ("ewc", "5.0") and r.seed == 1)
     alone = {"method": "ewc", "seed": 1, "partition": {"alpha": 5.0}, "run": {"output": str(tmp_path / "alone")}}
-    result = simulate(Config.model_validate(SMALL | alone))
+    result = simulate(Config.model_validate(TINY | alone))
     for name, value in result.metrics.items():
         if not name.startswith("latency"):
             assert run.figures[name] == pytest.approx(value, nan_ok=True, abs=0), name
@@ -84,7 +78,7 @@ def test_values_and_tables_agree(found):
 def test_again_nothing_runs_and_one_more_value_runs_alone(found):
     made, _ = found
     told = []
-    config = Config.model_validate(SMALL)
+    config = Config.model_validate(TINY)
     axes = {"method": ["finetune", "ewc"], "partition.alpha": [0.5, 5.0]}
     fedcl.compare(config, axes, 2, output=made.path, jobs=1, notify=told.append)
     assert told == []
@@ -98,13 +92,13 @@ def test_again_nothing_runs_and_one_more_value_runs_alone(found):
     )
     assert {p.labels for p in told} == {("l2", "0.5")}
     with pytest.raises(FedclError, match="another config"):
-        fedcl.compare(Config.model_validate(SMALL | {"train": {"rounds": 3}}), axes, 2, output=made.path, jobs=1)
+        fedcl.compare(Config.model_validate(TINY | {"train": {"rounds": 3}}), axes, 2, output=made.path, jobs=1)
     fedcl.compare(config, axes, 2, output=made.path, jobs=1)
 
 
 def test_a_failed_run_is_shown_and_stops_nobody(tmp_path):
     made = fedcl.compare(
-        Config.model_validate(SMALL | {"method": "finetune"}),
+        Config.model_validate(TINY | {"method": "finetune"}),
         {"data.name": ["digits", f"npz:{tmp_path}/none.npz"]},
         1,
         output=tmp_path / "made",
@@ -123,7 +117,7 @@ def test_data_from_python_are_compared_too(tmp_path):
 
     samples = datasets.load(Data(name="digits"))
     made = fedcl.compare(
-        Config.model_validate(SMALL), {"method": ["finetune", "l2"]}, 1, output=tmp_path / "made", samples=samples
+        Config.model_validate(TINY), {"method": ["finetune", "l2"]}, 1, output=tmp_path / "made", samples=samples
     )
     assert not made.failed()
     assert np.isfinite(made.values("average_accuracy")).all()

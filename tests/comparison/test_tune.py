@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from small import TINY
 from typer.testing import CliRunner
 
 from fedcl import Config, federation, simulate
@@ -12,14 +13,7 @@ from fedcl.cli import app
 from fedcl.contracts import FedclError
 from fedcl.tuning import Choice, Range, space, study, tune
 
-SMALL = {
-    "data": {"name": "digits"},
-    "stream": {"tasks": 2},
-    "federation": {"clients": 3},
-    "train": {"rounds": 2, "epochs": 1},
-    "model": {"options": {"hidden": [8]}},
-    "method": "finetune",
-}
+SMALL = TINY | {"method": "finetune"}
 
 
 def test_ranges_and_choices_are_told_apart():
