@@ -38,11 +38,15 @@ class Anatomy:
         run: where it writes.
         plan: for who has which task.
         net: for the layers' names.
-        store: the clients' memories, where they are in this process.
+        store: the clients' memories, where they are in this process; others on this machine are read from their files.
     """
 
     def __init__(self, run: RunDir, plan: Plan, net: DynamicNet, store: Store | None) -> None:
-        self._run, self._plan, self._net, self._store = run, plan, net, store
+        self._run, self._plan, self._net = run, plan, net
+        here = plan.config.run.runtime == "processes" or (
+            plan.config.run.runtime == "ray" and not plan.config.run.address
+        )
+        self._store = store or (Store(run.path / "clients") if here else None)
 
     def begin(self, stage: int, state: State) -> None:
         """Keep the weights that a stage starts from, and their importance for what came before."""

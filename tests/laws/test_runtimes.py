@@ -7,6 +7,8 @@ import json
 import pytest
 from small import assert_same
 
+from fedcl import anatomy
+
 # One of each kind: importances, buffers, teachers, paths, bases, masks of three kinds, everything anew, samples that
 # are made up.
 METHODS = ("ewc", "replay", "lwf", "si", "gpm", "packnet", "hat", "cumulative", "fedweit", "target")
@@ -33,5 +35,6 @@ def test_processes_do_what_one_process_does(run, case):
     inline = run("inline", **changes)
     workers = run("processes", **changes, **{"run": {"runtime": "processes", "workers": 2}})
     assert_same(inline, workers)
+    assert (inline.path / anatomy.FILE).read_bytes() == (workers.path / anatomy.FILE).read_bytes()
     placed = json.loads((workers.path / "placement.json").read_text())
     assert len(placed["slots"]) == min(2, len(placed["clients"]))
