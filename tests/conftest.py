@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small import BASE, merged
 
 from fedcl.config import Config
 from fedcl.results import Result
 from fedcl.simulation import simulate
+
+
+torch.set_num_threads(1)  # as many tests as cores run side by side; two threads each would wait for one another
 
 
 @pytest.fixture(scope="session")

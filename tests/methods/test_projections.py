@@ -50,7 +50,7 @@ def test_gpm_leaks_nothing(run, optimizer):
 def test_ogd_leaks_nothing(run, optimizer):
     memory, first, second = _two(run, "ogd", OPTIMIZERS[optimizer], directions=20)
     layers = ["trunk.layers.0", "trunk.layers.1", "tasks.shared.out"]
-    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    names = sorted(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))
     moved = torch.cat([(second[name] - first[name]).flatten() for name in names]).double()
     basis = memory["ogd/basis"].double()
     assert basis.shape == (20, len(moved))
