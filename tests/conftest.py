@@ -15,7 +15,6 @@ from fedcl.config import Config
 from fedcl.results import Result
 from fedcl.simulation import simulate
 
-
 torch.set_num_threads(1)  # as many tests as cores run side by side; two threads each would wait for one another
 
 
