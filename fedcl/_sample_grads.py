@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrizations, parametrize
 
 from fedcl.models.dynamic_net import Gate
@@ -24,8 +25,10 @@ class Call(NamedTuple):
     """One call of a layer in a forward pass."""
 
     a: Tensor  # input [n, …]
-    output: Tensor  # [n, …], in the graph
+    edge: GradientEdge  # the output's place in the graph: still that of the output when it is changed in place
+    shape: torch.Size  # of the output, [n, …]
     version: int  # of the input, which somebody might change in place afterwards
+    own: bool  # called with the layer's own parameters; a masked net, and a copy, call it with others
 
 
 def _linear(layer: nn.Linear, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
@@ -37,12 +40,22 @@ def _linear(layer: nn.Linear, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
 
 
 def _conv2d(layer: nn.Conv2d, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    padding = cast(tuple[int, int], layer.padding)
-    patches = F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
+    patches = windows(layer, a)
     patches = patches.reshape(len(a), layer.groups, -1, patches.shape[-1])  # [n, groups, in·k·k, positions]
     grouped = delta.reshape(len(a), layer.groups, -1, patches.shape[-1])  # [n, groups, out, positions]
     weight = grouped @ patches.mT  # positions share the weights: their sum comes before any square
     return {"weight": weight.reshape(len(a), *layer.weight.shape), "bias": delta.flatten(2).sum(2)}
+
+
+def windows(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """What each position of a convolution sees: [n, in, …] → [n, in·k·k, positions], as `F.unfold` lays it out."""
+    (top, left), (high, wide) = cast(tuple[int, int], layer.padding), layer.kernel_size
+    (down, right), (row, column) = layer.dilation, layer.stride
+    seen = (
+        F.pad(a, (left, left, top, top)).unfold(2, down * (high - 1) + 1, row).unfold(3, right * (wide - 1) + 1, column)
+    )
+    seen = seen[..., ::down, ::right]  # [n, in, rows, columns, k, k]: a view, whose copy is quicker than F.unfold
+    return seen.permute(0, 1, 4, 5, 2, 3).reshape(len(a), -1, seen.shape[2] * seen.shape[3])
 
 
 def _layer_norm(layer: nn.LayerNorm, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
@@ -85,7 +98,7 @@ _RULES: dict[type[nn.Module], _Rule] = {
 
 
 def _rule(layer: nn.Module) -> _Rule | None:
-    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or layer.padding == "same"):
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return None
     if isinstance(layer, nn.Linear) and parametrize.is_parametrized(layer):
         parametrized = cast(nn.ModuleDict, layer.parametrizations)
@@ -108,33 +121,54 @@ def gradients(layer: nn.Module, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
     return rule(layer, a, delta)
 
 
+def own(layer: nn.Module) -> list[str]:
+    """The parameters that a layer's rule is about; a gate may have modules below it, which are others' to serve."""
+    if type(layer) in _RULES and not parametrize.is_parametrized(layer):
+        return [key for key, value in layer._parameters.items() if value is not None]
+    return [key for key, _ in layer.named_parameters()]
+
+
 def closed_layers(net: nn.Module, parameters: Collection[str]) -> dict[str, nn.Module]:
     """The layers, by name, that have a rule and at least one of the parameters, none shared with another layer."""
-    uses = Counter(id(value) for module in net.modules() for value in module.parameters(recurse=False))
+    modules = list(net.named_modules())
+    uses = Counter(id(value) for _, module in modules for value in module._parameters.values())
     return {
         name: layer
-        for name, layer in net.named_modules()
+        for name, layer in modules
         if _rule(layer) is not None
-        and any(join(name, key) in parameters for key, _ in layer.named_parameters())
-        and all(uses[id(value)] == 1 for value in layer.parameters())
+        and any(join(name, key) in parameters for key in own(layer))
+        and all(uses[id(value)] == 1 for value in _held(layer))
     }
+
+
+def _held(layer: nn.Module) -> list[Tensor]:
+    """A layer's parameters, quicker than `layer.parameters()` tells them where nothing is below it."""
+    if layer._modules:
+        return list(layer.parameters())
+    return [value for value in layer._parameters.values() if value is not None]
 
 
 @contextmanager
 def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
-    """Note the calls of layers in the forward passes of the block."""
+    """Note the calls of layers in the forward passes of the block; a block with gradients passes over what has none."""
     calls: dict[str, list[Call]] = {name: [] for name in layers}
+    graph = torch.is_grad_enabled()
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def note(name: str, before: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:  # all before it is frozen: the graph starts here
+            if graph and not torch.is_grad_enabled():  # of a teacher, say, that the block asks too
+                return output
+            leaf = not output.requires_grad  # all before it is frozen: the graph starts here
+            if leaf:
                 output = output.detach().requires_grad_()
-            calls[name].append(Call(inputs[0].detach(), output, inputs[0]._version))
-            return output.clone()  # what follows may change it in place
+            same = all(one is two for one, two in zip(_held(module), before, strict=True))
+            edge = get_gradient_edge(output)
+            calls[name].append(Call(inputs[0].detach(), edge, output.shape, inputs[0]._version, same))
+            return output.clone() if leaf else output  # what follows may change it in place, which no leaf allows
 
         return hook
 
-    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(note(n, _held(layer))) for n, layer in layers.items()]
     try:
         yield calls
     finally:
@@ -143,18 +177,33 @@ def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]
 
 
 def holds(calls: list[Call], n: int) -> bool:
-    """Whether a layer's rule holds: it was called once, on a row per sample that nobody changed since."""
-    return len(calls) == 1 and len(calls[0].a) == n and calls[0].a._version == calls[0].version
+    """Whether a layer's rule holds: it was called once, as it is, on a row per sample that nobody changed since."""
+    if len(calls) != 1 or not calls[0].own:
+        return False
+    return len(calls[0].a) == n and calls[0].a._version == calls[0].version
 
 
 def floats(layer: nn.Module, call: Call) -> int:
     """Values per sample that a layer's rule holds in memory."""
     size = sum(value.numel() for value in layer.parameters()) + call.a[0].numel()
     if isinstance(layer, nn.Conv2d):  # the unfolded input
-        size += layer.in_channels * math.prod(layer.kernel_size) * call.output[0, 0].numel()
+        size += layer.in_channels * math.prod(layer.kernel_size) * math.prod(call.shape[2:])
     return size
 
 
 def join(module: str, parameter: str) -> str:
     """A parameter's name in the net; the net itself is the module ""."""
     return f"{module}.{parameter}" if module else parameter
+
+
+class Bound(nn.Module):
+    """Lets `functional_call` swap the parameters of a net under a closure over it."""
+
+    def __init__(self, net: nn.Module, run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self._run = (run,)  # not as a module: a net that is its own closure would be swapped twice, and put back once
+
+    def forward(self, *rows: Tensor) -> Tensor:
+        """What the closure says of samples."""
+        return self._run[0](*rows)

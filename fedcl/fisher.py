@@ -9,6 +9,9 @@ is taken per sample, never of a batch's mean. As ∂ log p_nc / ∂logits = oneh
 over *cotangents* v_k [N, C], with J_n the Jacobian of sample n's logits:
 
     F = 1/N Σ_n Σ_k (J_nᵀ v_kn)²,   v_kn = √weight · (onehot(c_k) - p_n)
+
+A penalty that is weighted with it carries it into all that is sent: under a claim of differential privacy, take
+`private`.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedcl.sample_moments import Forward, moments
+from fedcl import noise
+from fedcl.clipped import clipped_sum
+from fedcl.sample_moments import Forward, evaluating, moments
 
 Kind = Literal["exact", "sampled", "empirical"]
 
@@ -63,6 +69,93 @@ def diagonal(
         return _cotangents(logits, labels, kind, generator)
 
     return moments(net, forward, names, x, y, cotangents, power=2, chunk=chunk)
+
+
+def private(
+    net: nn.Module,
+    forward: Forward,
+    names: Collection[str],
+    x: Tensor,
+    y: Tensor,
+    *,
+    kind: Literal["sampled", "empirical"],
+    clip: float,
+    noise_multiplier: float,
+    size: float,
+    draw: noise.Draw,
+    generator: torch.Generator,
+    chunk: int = 256,
+) -> dict[str, Tensor]:
+    """Release the diagonal Fisher information under differential privacy, measured in evaluation mode.
+
+        F = max(0, Σ_n ĝ_n² + N(0, (σ C²)²)) / size,   ĝ_n = g_n · min(1, C / ‖g_n‖₂),   g_n = ∂ log p_nc / ∂θ
+
+    over all named parameters together. As ‖ĝ_n²‖₂ ≤ ‖ĝ_n‖₂² ≤ C², one sample more or less moves the sum by at most
+    C² (not C): one release of the Gaussian mechanism with noise multiplier σ, add/remove, of its own in a ledger.
+
+    Args:
+        net: holds the parameters; its mode is put back afterwards.
+        forward: as of `diagonal`.
+        names: the parameters to measure.
+        x: samples [N, *shape]; N = 0 releases noise alone.
+        y: labels [N]; only `empirical` reads them.
+        kind: `exact` takes a gradient per class, whose squares this bound does not cover.
+        clip: C > 0.
+        noise_multiplier: σ ≥ 0, typically 1 to 20; 0 is no privacy.
+        size: what the sum is divided by, > 0: public, or noised itself; never N in secret.
+        draw: the noise, of `fedcl.noise`.
+        generator: draws the classes of `sampled`.
+        chunk: samples in memory at once.
+
+    Returns:
+        Parameter's name → F ≥ 0, of the parameter's shape.
+
+    Raises:
+        ValueError: an unknown kind or parameter, or a number out of its range.
+    """
+    if kind not in ("sampled", "empirical"):
+        raise ValueError(f"Fisher kind {kind!r}: those with a private form are sampled, empirical")
+    if not (size > 0 and noise_multiplier >= 0):
+        raise ValueError(f"size {size} is to be above 0, noise multiplier {noise_multiplier} at least 0")
+    with evaluating(net):
+        if kind == "sampled":
+            y = _sampled(forward, x, generator, chunk)
+        sums = _clipped_squares(net, forward, names, x, y, clip, chunk)
+    noised = noise.added(sums, noise_multiplier * clip**2, draw)
+    return {name: value.clamp(min=0) / size for name, value in noised.items()}
+
+
+def _clipped_squares(
+    net: nn.Module, forward: Forward, names: Collection[str], x: Tensor, y: Tensor, clip: float, chunk: int
+) -> dict[str, Tensor]:
+    """Σ_n ĝ_n²: the lengths in one pass, then the moment whose cotangents they scale."""
+
+    def losses(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(forward(x), y, reduction="none")
+
+    zeros, norms = clipped_sum(net, names, losses, (x, y), clip, chunk)
+    usable = norms.isfinite()
+    if not bool(usable.any()):
+        return {name: torch.zeros_like(value) for name, value in zeros.items()}
+    x, y, factors = x[usable], y[usable], (clip / norms[usable]).clamp(max=1)
+
+    def cotangents(logits: Tensor, index: Tensor) -> list[Tensor]:
+        p = torch.softmax(logits, dim=1)
+        return [(F.one_hot(y[index], p.shape[1]) - p) * factors[index, None]]
+
+    index = torch.arange(len(x), device=x.device)
+    means = moments(net, forward, names, x, index, cotangents, power=2, chunk=chunk)
+    return {name: value * len(x) for name, value in means.items()}
+
+
+@torch.no_grad()
+def _sampled(forward: Forward, x: Tensor, generator: torch.Generator, chunk: int) -> Tensor:
+    """A class c ~ p_n for each sample [N]."""
+    drawn = [torch.zeros(0, dtype=torch.int64)]
+    for start in range(0, len(x), chunk):
+        p = torch.softmax(forward(x[start : start + chunk]), dim=1)
+        drawn.append(torch.multinomial(p.to(generator.device), 1, generator=generator).flatten().cpu())
+    return torch.cat(drawn).to(x.device)
 
 
 def _cotangents(logits: Tensor, y: Tensor, kind: Kind, generator: torch.Generator) -> list[Tensor]:

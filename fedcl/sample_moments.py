@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedcl._sample_grads import Call, closed_layers, floats, gradients, holds, join, recorded
+from fedcl._sample_grads import Bound, Call, closed_layers, floats, gradients, holds, join, own, recorded
 
 Forward = Callable[[Tensor], Tensor]
 Cotangents = Callable[[Tensor, Tensor], list[Tensor]]  # (logits [n, C], labels [n]) → v_k [n, C]
@@ -63,10 +63,8 @@ def moments(
         raise ValueError(f"{len(x)} samples, unknown parameters {sorted(wanted - set(parameters))}")
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     layers = closed_layers(net, wanted)
-    if getattr(net, "masks", "none") != "none":  # what a layer meets is its weight times a mask
-        layers = {name: layer for name, layer in layers.items() if not name.startswith("trunk")}
     rest: dict[str, Tensor] = {}
-    with _evaluating(net):
+    with evaluating(net):
         for start in range(0, len(x), chunk):
             rows = x[start : start + chunk]
             with torch.enable_grad(), recorded(layers) as calls:
@@ -74,7 +72,8 @@ def moments(
             vectors = cotangents(logits.detach(), y[start : start + chunk])
             if start == 0:
                 layers = {name: layer for name, layer in layers.items() if holds(calls[name], len(rows))}
-                rest = _others(net, forward, parameters, layers, rows[:1])
+                other = any(not call.own for found in calls.values() for call in found)
+                rest = _others(net, forward, parameters, layers, rows[:1], other)
             _add_closed(total, layers, calls, logits, vectors, power)
             _add_vmapped(total, net, forward, rest, rows, vectors, power)
     return {name: value / len(x) for name, value in total.items()}
@@ -93,9 +92,11 @@ def _add_closed(
         return
     # A linear layer on plain rows has |δ_n a_nᵀ|^p = |δ_n|^p (|a_n|^p)ᵀ: one matrix product serves all cotangents.
     rows = {
-        name: 0 * calls[name][0].output.detach() for name, layer in layers.items() if _on_rows(layer, calls[name][0])
+        name: calls[name][0].a.new_zeros(calls[name][0].shape)
+        for name, layer in layers.items()
+        if _on_rows(layer, calls[name][0])
     }
-    outputs = [calls[name][0].output for name in layers]
+    outputs = [calls[name][0].edge for name in layers]
     for place, vector in enumerate(vectors):
         keep = place + 1 < len(vectors)
         deltas: tuple[Tensor | None, ...] = torch.autograd.grad(
@@ -137,38 +138,32 @@ def _add_layer(total: dict[str, Tensor], name: str, layer: nn.Module, call: Call
                     total[target].addcmul_(sample, sample)
 
 
-class _Bound(nn.Module):
-    """Lets `functional_call` swap the parameters of a net under a closure over it."""
-
-    def __init__(self, net: nn.Module, forward: Forward) -> None:
-        super().__init__()
-        self.net, self.run = net, forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x)
-
-
 def _others(
     net: nn.Module,
     forward: Forward,
     parameters: dict[str, Tensor],
     layers: Mapping[str, nn.Module],
     x: Tensor,
+    other: bool,
 ) -> dict[str, Tensor]:
-    """The parameters without a closed form that the logits of x [1, *shape] depend on."""
-    closed = {join(name, key) for name, layer in layers.items() for key, _ in layer.named_parameters()}
+    """The parameters without a closed form that the logits of x [1, *shape] depend on.
+
+    Raises:
+        ValueError: there is none, and layers were called with `other` parameters than their own.
+    """
+    closed = {join(name, key) for name, layer in layers.items() for key in own(layer)}
     if closed.issuperset(parameters):
         return {}
     leaves = {f"net.{name}": value.clone().requires_grad_() for name, value in parameters.items()}
     with torch.enable_grad():
-        logits = cast(Tensor, functional_call(_Bound(net, forward), leaves, (x,)))
+        logits = cast(Tensor, functional_call(Bound(net, forward), leaves, (x,)))
     used = set()
     if logits.requires_grad:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
             logits, list(leaves.values()), torch.ones_like(logits), allow_unused=True
         )
         used = {name for name, grad in zip(parameters, found, strict=True) if grad is not None}
-    if layers and not used:
+    if other and not used:
         raise ValueError("`forward` reads copies of the net's parameters; it must read those of the net itself")
     return {name: value for name, value in parameters.items() if name in used - closed}
 
@@ -185,7 +180,7 @@ def _add_vmapped(
     """Add Σ_n Σ_k |J_nᵀ v_kn|^p of any parameters."""
     if not parameters:
         return
-    bound = _Bound(net, forward)
+    bound = Bound(net, forward)
     leaves = {f"net.{name}": value for name, value in parameters.items()}
 
     def powers(row: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
@@ -210,7 +205,7 @@ def _add_vmapped(
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Evaluation mode for a block: no dropout, no running statistics."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()

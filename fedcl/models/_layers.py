@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,53 @@ def draw_from(net: nn.Module, generator: torch.Generator | None) -> None:
     for module in net.modules():
         if isinstance(module, Dropout):
             module.generator = generator
+
+
+@contextmanager
+def drawn_dropout(net: nn.Module) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """Note by what dropout multiplies in the block [n, …]: what it makes of ones. The draws are those without it."""
+    dropouts = (Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    drawn: dict[nn.Module, list[Tensor]] = {
+        layer: [] for layer in net.modules() if isinstance(layer, dropouts) and layer.training and layer.p > 0
+    }
+    inputs: list[Tensor] = []
+
+    def ones(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs.append(given[0])
+        return (torch.ones_like(given[0]),)
+
+    def times(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        drawn[layer].append(output)
+        return inputs.pop() * output
+
+    handles = [layer.register_forward_pre_hook(ones) for layer in drawn]
+    handles += [layer.register_forward_hook(times) for layer in drawn]
+    try:
+        yield drawn
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replayed_dropout(drawn: Mapping[nn.Module, list[Tensor]], factors: Sequence[Tensor]) -> Iterator[None]:
+    """Let dropout layers multiply by one sample's factors, in the order in which they were drawn."""
+    numbered = iter(factors)
+    left = {layer: iter([next(numbered) for _ in several]) for layer, several in drawn.items()}
+
+    def times(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * next(left[layer])
+
+    handles = [layer.register_forward_hook(times) for layer in drawn]
+    for layer in drawn:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in drawn:
+            layer.train()
+        for handle in handles:
+            handle.remove()
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

@@ -271,3 +271,18 @@ def test_only_the_named_parameters() -> None:
     found = fisher.diagonal(net, net, names, x, torch.zeros(3).long(), kind="exact", generator=draws())
     assert sorted(found) == names
     assert all(torch.equal(found[name], whole[name]) for name in names)
+
+
+def test_a_net_that_is_its_own_forward_keeps_its_parameters() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.PReLU())
+    before = dict(net.named_parameters())
+    fisher.diagonal(net, net, list(before), torch.randn(3, 4), torch.zeros(3).long(), kind="exact", generator=draws())
+    assert all(value is before[name] for name, value in net.named_parameters())
+
+
+def test_masks_below_a_gate() -> None:
+    torch.manual_seed(1)
+    net = dynamic_net.build(Model(options={"hidden": [4]}, masks="units"), (6,), 3)
+    net.add_task("t0", 3, 4)
+    net.gates["t0"].trunk["layers-0"].scale.fill_(1.0)
+    check(net, torch.randn(3, 6), lambda net, x: net(x, "t0"))
