@@ -84,6 +84,8 @@ def run(cell: Cell) -> tuple[Cell, dict[str, float]]:
     result = simulate(Config.model_validate(cell.config))
     status = json.loads((result.path / "status.json").read_text(encoding="utf-8"))
     found = {"bytes": result.bytes_up + result.bytes_down, "seconds": float(status["seconds"])}
+    spent = json.loads((result.path / "privacy.json").read_text(encoding="utf-8")).get("overall", {}).get("epsilon")
+    found["epsilon"] = math.nan if spent is None else spent
     found["retained"] = result.metrics["average_accuracy"] / result.metrics["learning_accuracy"]
     # What only a net that grows has, such as its latency before, has no value for another.
     return cell, {name: (result.metrics | found).get(name, math.nan) for name in (*cell.metrics, "seconds")}
@@ -156,6 +158,7 @@ SHORT = {
     "latency_ms": "latency",
     "latency_start_ms": "latency before growth",
     "bytes": "sent",
+    "epsilon": "ε",
     "seconds": "time",
     "backward_transfer": "BWT",
 }
@@ -174,6 +177,8 @@ def _cell(metric: str, values: list[float], published: str) -> str:
         text = f"{mean:.0f} s"
     elif metric.startswith("latency"):
         text = f"{mean:.1f} ms"
+    elif metric == "epsilon":
+        text = f"{mean:.2f}" if math.isfinite(mean) else "–"
     elif metric == "parameter_growth":
         text = f"{mean:.2f} ×"
     else:
@@ -202,7 +207,7 @@ def readme() -> None:
 ORDER = (
     *("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties"),
     *("federated_mnist", "federated_fashion", "federated_medmnist", "federated_heart", "fed_mammoth", "fot"),
-    *("den", "catalogue"),
+    *("den", "catalogue", "private_digits", "private_mnist"),
 )
 
 
