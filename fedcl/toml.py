@@ -11,6 +11,15 @@ def dumps(tree: dict[str, Any]) -> str:
     return "\n".join(_table(tree, "")).strip() + "\n"
 
 
+def assignments(tree: dict[str, Any], path: str = "") -> list[str]:
+    """Each value with its whole key, as one would type it: `train.rounds=3`."""
+    found = []
+    for key, value in tree.items():
+        name = f"{path}.{_key(key)}" if path else _key(key)
+        found += assignments(value, name) if isinstance(value, dict) and value else [f"{name}={text(value)}"]
+    return found
+
+
 def _table(tree: dict[str, Any], path: str) -> list[str]:
     lines = [f"{_key(key)} = {text(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for key, value in tree.items():

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 
     from fedcl.comparison import Comparison, Progress
     from fedcl.comparison.grid import Grid
+    from fedcl.comparison.presets import Preset
+
+
+GridFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="TOML: values with names, metrics, seeds.", rich_help_panel=CONFIG)
+]
+Privacy = Annotated[
+    bool, typer.Option("--privacy", help="Local, central, federated, each mechanism at ε.", rich_help_panel=CONFIG)
+]
+Quick = Annotated[bool, typer.Option("--quick", help="--privacy, coarse: some minutes.", rich_help_panel=CONFIG)]
 
 
 @with_flags
@@ -35,8 +45,11 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(metavar="N", help="How many from --seed on, or which: 0,3,7.", rich_help_panel=CONFIG)
-    ] = "3",
+        str, typer.Option(metavar="N", help="How many from --seed on (3), or which: 0,3,7.", rich_help_panel=CONFIG)
+    ] = "",
+    grid: GridFile = None,
+    privacy: Privacy = False,
+    quick: Quick = False,
     metrics: Annotated[
         list[str] | None,
         typer.Option("--metric", metavar="NAME", help="A figure to show; may be repeated.", rich_help_panel=RUN),
@@ -56,7 +69,8 @@ def compare(
     from fedcl.cli import terminal
     from fedcl.contracts import FedclError
 
-    made = _grid(flags, config, sets or [], vary or [], seeds, keep_going)
+    preset = _preset(grid, privacy, quick)
+    made = _grid(flags, config, sets or [], vary or [], seeds, preset, keep_going)
     folder = Path(flags.get("run.output") or Path("runs") / f"compare-{made.digest()}")
     console = terminal.console()
     if dry_run:
@@ -66,12 +80,15 @@ def compare(
 
     with terminal.told(FedclError), _View(made, console, quiet) as view, polite_interrupt(view.stopping) as stop:
         command = ["fedcl", *sys.argv[1:]]
-        found = comparison.run(made, folder, jobs=jobs, metrics=metrics or (), command=command, notify=view, stop=stop)
+        found = comparison.run(
+            made, folder, jobs=jobs, metrics=metrics or preset.metrics, command=command, notify=view, stop=stop
+        )
     show(found, console)
     if any(run.state in ("interrupted", "missing", "running") for run in found.runs):
         typer.echo(f"interrupted; go on with: {shlex.join(command)}", err=True)
         raise typer.Exit(130)
-    if found.failed():
+    refused = {(cell.labels, cell.seed) for cell in made.cells if cell.error}
+    if any((run.labels, run.seed) not in refused for run in found.failed()):
         raise typer.Exit(1)
 
 
@@ -81,7 +98,7 @@ def show(found: Comparison, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fedcl.comparison import page, write
+    from fedcl.comparison import page, protection, write
 
     for block in found.blocks():
         for head, rows in (write.grid(found, block, lambda text: f"\x00{text}"), write.against(found, block)):
@@ -93,6 +110,8 @@ def show(found: Comparison, console: Console) -> None:
             for row in rows:
                 table.add_row(*(Text(cell.lstrip("\x00"), "bold" if cell[:1] == "\x00" else "") for cell in row))
             console.print(table)
+        for name, terms in protection.stated(found, block):
+            console.print(f"{name}: {terms}", soft_wrap=True, markup=False, highlight=False)
     console.print(write.note(found), soft_wrap=True)
     for run in found.failed():
         console.print(f"failed: {', '.join(run.labels)}, seed {run.seed}: {run.error}", soft_wrap=True, markup=False)
@@ -100,8 +119,29 @@ def show(found: Comparison, console: Console) -> None:
     console.print(f"tables  {found.path}/comparison.md, .tex, .csv, runs.csv", soft_wrap=True)
 
 
+def _preset(file: Path | None, privacy: bool, quick: bool) -> Preset:
+    """The grid of --grid or --privacy, or exit code 2; an empty one without either."""
+    from fedcl.cli import terminal
+    from fedcl.comparison import presets
+
+    with terminal.told(ValueError, code=2):
+        if file and privacy:
+            raise ValueError("--privacy is a grid of its own: leave out --grid, or copy from it")
+        if quick and not privacy:
+            raise ValueError("--quick is for --privacy")
+        if privacy:
+            file = presets.shipped("privacy-quick" if quick else "privacy")
+        return presets.load(file) if file else presets.Preset()
+
+
 def _grid(
-    flags: dict[str, str], config: Path | None, sets: list[str], vary: list[str], seeds: str, keep_going: bool
+    flags: dict[str, str],
+    config: Path | None,
+    sets: list[str],
+    vary: list[str],
+    seeds: str,
+    preset: Preset,
+    keep_going: bool,
 ) -> Grid:
     """The grid that the flags describe, or exit code 2 with all mistakes."""
     from fedcl import settings
@@ -113,10 +153,11 @@ def _grid(
     with terminal.told(ValueError, code=2), mistakes(flags):
         axes = [grid.parse(text) for text in vary]
         axes = [grid.Axis(keys.get(axis.key, axis.key), axis.values) for axis in axes]
-        first = settings.resolve(config, sets, common).seed
-        made = grid.build(axes, grid.seeds(seeds, first), config, sets, common)
+        tree = preset.under(config)
+        first = settings.resolve(tree, sets, common).seed
+        made = grid.build(preset.with_axes(axes), grid.seeds(seeds or preset.seeds, first), tree, sets, common)
     wrong = {cell.labels: cell.error for cell in made.cells if cell.error}
-    if wrong and (not keep_going or len(wrong) * len(made.seeds) == len(made.cells)):
+    if wrong and (not (keep_going or preset.keep_going) or len(wrong) * len(made.seeds) == len(made.cells)):
         for labels, why in wrong.items():
             typer.echo(f"{', '.join(labels)}: {why}", err=True)
         if len(wrong) * len(made.seeds) < len(made.cells):

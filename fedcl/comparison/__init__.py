@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcl.comparison import figures, grid, pool
+from fedcl.comparison import figures, grid, leakage, pool
 from fedcl.comparison.grid import Axis, Cell, Grid
 from fedcl.comparison.pool import Ended
 from fedcl.comparison.table import GRID, Comparison
@@ -41,7 +41,7 @@ class Progress:
 
 def compare(
     config: Config | None = None,
-    vary: Mapping[str, Sequence[Any]] | None = None,
+    vary: Mapping[str, Sequence[Any] | Mapping[str, dict[str, Any]]] | None = None,
     seeds: int | Sequence[int] = 3,
     *,
     output: str | Path = "",
@@ -55,7 +55,8 @@ def compare(
     Args:
         config: what all runs share; None is the defaults.
         vary: config key → its values, for example {"method": ["finetune", "ewc"], "partition.alpha": [0.1, 0.5]}. The
-            first key is what is compared; each combination of the others is a block.
+            first key is what is compared; each combination of the others is a block. Several keys vary together under
+            names: {"setting": {"alone": {"federation": {"kind": "local"}}, "usual": {}}}.
         seeds: how many, from the config's seed on, or which.
         output: folder; empty is runs/compare-<hash>.
         jobs: runs at a time; 0 is as many as the machine has room for.
@@ -70,7 +71,10 @@ def compare(
         FedclError: a combination cannot run, the folder cannot be used, or a metric is unknown.
     """
     base = config or Config()
-    axes = [Axis(key, tuple(map(_label, values))) for key, values in (vary or {}).items()]
+    axes = [
+        Axis(key, tuple(values), values) if isinstance(values, Mapping) else Axis(key, tuple(map(_label, values)))
+        for key, values in (vary or {}).items()
+    ]
     chosen = range(base.seed, base.seed + seeds) if isinstance(seeds, int) else seeds
     try:
         made = grid.build(axes, tuple(chosen), base.model_dump(exclude_unset=True))
@@ -113,7 +117,8 @@ def run(
         if (config := ready.get(_key(cell))) and (samples is not None or not is_finished(config.directory(), config))
     ]
     errors = {_key(cell): cell.error for cell in made.cells if cell.error}
-    book = _Book(made, folder, paths, tuple(metrics) or figures.DEFAULT, command)
+    shown = tuple(metrics) or figures.DEFAULT
+    book = _Book(made, folder, paths, shown, command)
     book.write(errors)
     configs = [ready[_key(cell)] for cell in todo]
 
@@ -121,6 +126,9 @@ def run(
         cell = todo[index]
         notify(Progress("begin", cell.labels, cell.seed, done, len(todo), folder / paths[_key(cell)]))
 
+    for cell in cells:
+        if cell not in todo and _key(cell) in ready:
+            _attack(shown, folder / paths[_key(cell)], samples)
     done = 0
     ends = _here(configs, samples, begun) if samples is not None else _beside(configs, folder, jobs, stop, begun)
     for end in ends:
@@ -129,6 +137,8 @@ def run(
             errors[_key(cell)] = end.error
             book.write(errors)
         path = folder / paths[_key(cell)]
+        if not end.error:
+            _attack(shown, path, samples)
         notify(Progress("end", cell.labels, cell.seed, done, len(todo), path, end.seconds, end.error))
     comparison = Comparison.load(folder)
     rebuild(comparison)
@@ -141,6 +151,12 @@ def rebuild(comparison: Comparison) -> Path:
 
     write.all(comparison)
     return page.write(comparison)
+
+
+def _attack(shown: Sequence[str], run: Path, samples: Samples | None) -> None:
+    """Measure what a finished run's model tells, where that is asked for."""
+    if leakage.FIGURE in shown:
+        leakage.measure(run, samples)
 
 
 def _beside(

@@ -7,6 +7,8 @@ import math
 from typing import NamedTuple
 
 from fedcl import metrics, units
+from fedcl.accounting.statement import up
+from fedcl.comparison import leakage, protection
 from fedcl.results import Result
 from fedcl.run_dir import read_status
 
@@ -14,7 +16,7 @@ DEFAULT = ("average_accuracy", "forgetting", "worst_hospital_accuracy", "average
 
 _LOWER = {
     *("forgetting", "forgetting_just_learned", "intransigence", "hospital_spread", "macro_forgetting"),
-    *("spatial_forgetting", "temporal_forgetting"),
+    *("spatial_forgetting", "temporal_forgetting", leakage.FIGURE),
 }
 _SHORT = {
     "average_accuracy": "accuracy",
@@ -24,7 +26,18 @@ _SHORT = {
     "average_auroc": "AUROC",
     "bytes": "sent",
     "seconds": "time",
+    leakage.FIGURE: "membership AUC",
+    "epsilon": "ε (terms below)",
+    "epsilon_rdp": "ε by RDP (terms below)",
 }
+_TITLES = {leakage.FIGURE: "Membership inference, AUC"}
+# Formulas of figures that are not metrics of a run.
+MEANINGS = {
+    leakage.FIGURE: "Loss threshold over training and test samples, or what `fedcl attack` found: a lower bound "
+    "of what shows; 50 % is chance",
+    "epsilon": "Of the unit that has spent most in the whole run, by PLD; void without its terms",
+}
+SOME = {leakage.FIGURE, "epsilon", "epsilon_rdp", "uncovered"}  # not every run has them
 _COSTS = {
     "bytes": ("Sent in all", "bytes"),
     "bytes_up": ("Sent up", "bytes"),
@@ -36,6 +49,9 @@ _COSTS = {
     "training_examples": ("Samples trained on", "count"),
     "cumulative_compute": ("Of training from scratch", "times"),
     "parameter_growth": ("Parameters, by the first task's", "times"),
+    "epsilon": ("ε of the whole run", "epsilon"),
+    "epsilon_rdp": ("ε of the whole run by RDP", "epsilon"),
+    "uncovered": ("Artefacts that nothing covers", "count"),
     "capacity": ("Capacity, by a net for each task", "share"),
 }
 
@@ -45,13 +61,15 @@ class Figure(NamedTuple):
 
     name: str
     title: str
-    kind: str  # share, bytes, seconds, ms, times, count
+    kind: str  # share, bytes, seconds, ms, times, count, epsilon
     lower: bool  # whether less is better
 
     def text(self, value: float, spread: float = math.nan, sign: bool = False) -> str:
         """A mean, and ± its deviation where there is one; shares in per cent."""
         if not math.isfinite(value):
             return "–"
+        if self.kind == "epsilon":
+            return up(value) + (f" ± {spread:.2g}" if spread > 0.001 * value else "")  # below is the search for σ
         plus = "+" if sign and value > 0 else ""
         if self.kind in ("bytes", "seconds", "count"):
             write = {"bytes": units.size, "seconds": units.duration, "count": units.count}[self.kind]
@@ -86,7 +104,8 @@ def find(name: str) -> Figure:
         title, kind = _COSTS[name]
         return Figure(name, title, kind, lower=True)
     base, inferred = name.removesuffix("_inferred"), name.endswith("_inferred")
-    title = metrics.DEFINITIONS[base][0] if base in metrics.DEFINITIONS else base.replace("_", " ").capitalize()
+    title = _TITLES.get(base, base.replace("_", " ").capitalize())
+    title = metrics.DEFINITIONS[base][0] if base in metrics.DEFINITIONS else title
     return Figure(name, title + (", task inferred" if inferred else ""), "share", base in _LOWER)
 
 
@@ -95,7 +114,7 @@ def figures_of(result: Result) -> dict[str, float]:
     known = {name: value for name, value in result.metrics.items() if isinstance(value, int | float)}
     seconds = float(read_status(result.path).get("seconds", math.nan))
     sent = {"bytes_up": result.bytes_up, "bytes_down": result.bytes_down, "bytes": result.bytes_up + result.bytes_down}
-    return known | sent | {"seconds": seconds}
+    return known | sent | {"seconds": seconds} | protection.figures(result.path) | leakage.read(result.path)
 
 
 def names(found: dict[str, float]) -> str:

@@ -7,12 +7,13 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedcl import defaults, settings
 from fedcl.config import Config
+from fedcl.toml import assignments
 
 _PLAIN = re.compile(r"[^A-Za-z0-9._+=,-]")
 _LONGEST = 120  # characters of a folder's name
@@ -20,10 +21,15 @@ _LONGEST = 120  # characters of a folder's name
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting that varies."""
+    """One setting that varies, or several at once under names of their own."""
 
-    key: str  # of the config: "partition.alpha"
-    values: tuple[str, ...]  # as they were typed
+    key: str  # of the config: "partition.alpha"; of named values any word: "setting"
+    values: tuple[str, ...]  # as they were typed, or the names
+    named: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # name → what it changes, as in a config file
+
+    def sets(self, value: str) -> list[str]:
+        """What a value changes, as `key=value`."""
+        return assignments(self.named[value]) if self.named else [f"{self.key}={value}"]
 
 
 @dataclass(frozen=True)
@@ -96,17 +102,13 @@ def build(
         settings.ConfigErrors: the settings without the axes are wrong.
         ValueError: an axis is there twice, or is the seed or the output, which the grid sets.
     """
-    keys = [axis.key for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1 or key in ("seed", "run.output"):
-            raise ValueError(
-                f"--vary {key}: " + ("is there twice" if keys.count(key) > 1 else "the grid sets it itself")
-            )
+    _check(axes)
     settings.resolve(file, sets, flags)
     cells = []
     for labels in itertools.product(*(axis.values for axis in axes)):
-        varied = [f"{key}={label}" for key, label in zip(keys, labels, strict=True)]
-        kept = {key: text for key, text in (flags or {}).items() if key not in keys}
+        varied = [change for axis, label in zip(axes, labels, strict=True) for change in axis.sets(label)]
+        changed = {change.partition("=")[0] for change in varied}
+        kept = {key: text for key, text in (flags or {}).items() if key not in changed}
         for seed in seeds:
             try:
                 config = settings.resolve(file, [*sets, *varied], kept | {"seed": str(seed)})
@@ -114,6 +116,17 @@ def build(
             except settings.ConfigErrors as errors:
                 cells.append(Cell(labels, seed, None, str(errors)))
     return Grid(tuple(axes), tuple(seeds), tuple(cells))
+
+
+def _check(axes: Sequence[Axis]) -> None:
+    """Refuse what cannot vary, or is there twice."""
+    keys = [axis.key for axis in axes]
+    for axis in axes:
+        if keys.count(axis.key) > 1:
+            raise ValueError(f"--vary {axis.key}: is there twice")
+        changed = {change.partition("=")[0] for value in axis.values for change in axis.sets(value)}
+        if own := changed & {"seed", "run.output"}:
+            raise ValueError(f"--vary {axis.key}: {min(own)} the grid sets itself")
 
 
 def folder(axes: Sequence[Axis], labels: Sequence[str]) -> str:

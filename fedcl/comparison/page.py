@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fedcl import metrics, units
-from fedcl.comparison import figures, stats
+from fedcl.comparison import figures, fronts, protection, stats
 from fedcl.comparison import write as texts
 from fedcl.comparison.stats import Floats
 from fedcl.comparison.table import Comparison, Run
@@ -38,10 +38,34 @@ def render(comparison: Comparison) -> str:
     facts = [*axes, f"seeds {', '.join(map(str, comparison.seeds))}", f"{done} of {len(runs)} runs finished"]
     warning = f"{len(failed)} runs failed; they count nowhere, and stand below with the reason." if failed else ""
     state = "finished" if done == len(runs) else "failed" if failed else "interrupted"
-    sections = [section for block in comparison.blocks() for section in _block(comparison, block)]
+    sections = _privacy(comparison)
+    sections += [section for block in comparison.blocks() for section in _block(comparison, block)]
     again = Markup("<pre>{}</pre>").format(comparison.command) if comparison.command else ""
     sections.append(Section("runs", "All runs", tables=[_runs(comparison)], text=again))
-    return document(Top(f"Comparison of {what}", state=state, facts=facts, warning=warning), [], sections)
+    top = Top(f"Comparison of {what}", state=state, facts=facts, warning=warning)
+    return document(top, [], sections, fronts.switch(comparison))
+
+
+def _privacy(comparison: Comparison) -> list[Section]:
+    """What ε costs, what it is about, and what no mechanism covers; nothing where no run claims an ε."""
+    found = fronts.fronts(comparison)
+    if not found:
+        return []
+    head, rows = protection.covering(comparison)
+    cells = [[Cell(word, word) for word in row] for row in rows]
+    caption = "What left the hospitals, and what covered it under each mechanism; – did not leave"
+    lead = (
+        "Differential privacy bounds what any attack can find; a low score of one attack does not. A name's ε is what "
+        "the noise was chosen for; what a run spent stands with its terms beside the results."
+    )
+    return [Section("privacy", "What privacy costs", lead, figures=found, tables=[Table(caption, head, cells)])]
+
+
+def _terms(comparison: Comparison, block: tuple[str, ...]) -> list[Table]:
+    """What the ε of each row is about."""
+    rows = [[Cell(row, row), Cell(text, text)] for row, text in protection.stated(comparison, block)]
+    first = comparison.axes[0].key if comparison.axes else ""
+    return [Table("What ε is about: of the first seed of each row", (first, "terms"), rows)] if rows else []
 
 
 def _block(comparison: Comparison, block: tuple[str, ...]) -> list[Section]:
@@ -55,7 +79,7 @@ def _block(comparison: Comparison, block: tuple[str, ...]) -> list[Section]:
             f"results{own}",
             f"Results: {title}" if title else "Results",
             lead=texts.note(comparison),
-            tables=[_means(comparison, block), *_differences(comparison, block)],
+            tables=[_means(comparison, block), *_terms(comparison, block), *_differences(comparison, block)],
             figures=[figure for figure in drawn if figure],
             short=title,
         )
@@ -207,4 +231,6 @@ def _link(comparison: Comparison, run: Run) -> str:
 def _meaning(name: str) -> str:
     """A metric's formula."""
     base = name.removesuffix("_inferred")
+    if base in figures.MEANINGS:
+        return f"{figures.MEANINGS[base]}."
     return f"{metrics.DEFINITIONS[base][1]}." if base in metrics.DEFINITIONS else ""

@@ -66,6 +66,7 @@ def run(
     logs: Path,
     stop: Callable[[], bool] = lambda: False,
     begun: Callable[[int], None] = lambda index: None,
+    program: str = _PROGRAM,
 ) -> Iterator[Ended]:
     """Run these, in order, as slots become free; yields each as it ends. No process outlives the iterator.
 
@@ -75,16 +76,15 @@ def run(
         logs: folder for what the processes print.
         stop: asked now and then; then no further run begins, and those that go on end their round and save.
         begun: told of each run that begins.
+        program: what a process runs, a module like `comparison.work`.
 
     Raises:
         FedclError: a process does not start.
     """
-    source, at_work = _Source(configs), dict[int, tuple[int, float]]()
-    failures = [0] * len(places)
+    source, at_work, failures = _Source(configs), dict[int, tuple[int, float]](), [0] * len(places)
 
     def start(place: int) -> Worker:
-        slot = places[place]
-        return Worker(None, slot.environment, logs / f"{slot.index}.log", _PROGRAM)
+        return Worker(None, places[place].environment, logs / f"{places[place].index}.log", program)
 
     def again(place: int, worker: Worker) -> str:
         """Replace a process that has ended, and say how it ended."""

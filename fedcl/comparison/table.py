@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedcl.comparison import figures, stats
+from fedcl.comparison import figures, protection, stats
 from fedcl.comparison.figures import Figure
 from fedcl.comparison.grid import Axis
 from fedcl.comparison.stats import Difference, Floats
@@ -76,7 +76,7 @@ class Comparison:
         for run in runs:
             known |= run.figures
         for name in shown:
-            if known and name not in known:
+            if known and name not in known and name not in figures.SOME:
                 raise FedclError(f"no run has the figure {name!r}; there are {figures.names(known)}")
         return cls(path, axes, tuple(plan["seeds"]), tuple(map(figures.find, shown)), runs, plan["command"])
 
@@ -120,7 +120,8 @@ class Comparison:
         for run in self.runs:
             keys = {axis.key: label for axis, label in zip(self.axes, run.labels, strict=True)}
             about = {"seed": run.seed, "state": run.state, "error": run.error, "path": str(run.path)}
-            yield keys | about | {name: run.figures.get(name, math.nan) for name in names}
+            terms = {"epsilon_terms": protection.terms(run.path)} if "epsilon" in names else {}
+            yield keys | about | {name: run.figures.get(name, math.nan) for name in names} | terms
 
     def frame(self) -> pandas.DataFrame:
         """One row a run, as `records`.

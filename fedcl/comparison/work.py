@@ -5,17 +5,21 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcl.runtime import work
 from fedcl.runtime.worker import Outcome
 
+if TYPE_CHECKING:
+    from fedcl.config import Config
+
 READY, INTERRUPTED = "ready", "interrupted"
 
 
-def main(descriptor: int) -> None:
-    """Run the configs that come, JSON, until the parent is gone; each is answered by an Outcome without a reply."""
+def main(descriptor: int, do: Callable[[Config], object]) -> None:
+    """Do the configs that come, JSON, until the parent is gone; each is answered by an Outcome without a reply."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; a run has its own way to stop
     threading.Thread(target=work.die_with_parent, daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
@@ -27,17 +31,17 @@ def main(descriptor: int) -> None:
             (config,) = connection.recv()
         except EOFError:
             return
-        connection.send(Outcome(None, None, run(config)))
+        connection.send(Outcome(None, None, run(config, do)))
 
 
-def run(text: str) -> str:
+def run(text: str, do: Callable[[Config], object]) -> str:
     """One run to its end: "" or why it did not come to it."""
     from fedcl.config import Config
     from fedcl.contracts import FedclError
-    from fedcl.simulation import Interrupted, simulate
+    from fedcl.simulation import Interrupted
 
     try:
-        simulate(Config.model_validate_json(text))
+        do(Config.model_validate_json(text))
     except (Interrupted, KeyboardInterrupt):
         return INTERRUPTED
     except FedclError as error:
@@ -50,5 +54,11 @@ def run(text: str) -> str:
     return ""
 
 
+def _simulate(config: Config) -> None:
+    from fedcl.simulation import simulate
+
+    simulate(config)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), _simulate)

@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedcl.comparison import stats
+from fedcl.comparison import protection, stats
 from fedcl.comparison.table import Comparison
 from fedcl.contracts import FedclError
 
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
 _LATEX |= {"−": "$-$", "×": r"$\times$", "–": "--", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-_LATEX |= {"\\": r"\textbackslash{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "ε": r"$\varepsilon$", "δ": r"$\delta$", "σ": r"$\sigma$", "∞": r"$\infty$"}
 
 
 def all(comparison: Comparison) -> None:
@@ -51,8 +51,10 @@ def means(comparison: Comparison) -> str:
     """CSV with one row for each combination and figure: mean, deviation, and the difference to the first row."""
     keys = [axis.key for axis in comparison.axes]
     head = [*keys, "metric", "mean", "sd", "seeds", "best", "baseline", "difference", "low95", "high95", "p", "p_holm"]
+    head += ["terms"] if _private(comparison) else []
     lines: list[list[object]] = [[*head]]
     for block in comparison.blocks():
+        stated = dict(protection.stated(comparison, block))
         for figure in comparison.metrics:
             values, best = comparison.values(figure.name, block), comparison.best(figure, block)
             differences = comparison.differences(figure, block)
@@ -63,9 +65,9 @@ def means(comparison: Comparison) -> str:
                     apart = [comparison.rows()[0], d.mean, d.low, d.high, d.p, adjusted]
                 n = int((values[place] == values[place]).sum())
                 about = [*([row] if keys else []), *block, figure.name]
-                lines.append(
-                    [*about, stats.mean(values[place]), stats.deviation(values[place]), n, place == best, *apart]
-                )
+                line = [*about, stats.mean(values[place]), stats.deviation(values[place]), n, place == best, *apart]
+                spent = figure.kind == "epsilon"
+                lines.append([*line, *([stated.get(row, "") if spent else ""] if _private(comparison) else [])])
     return _csv(lines)
 
 
@@ -78,6 +80,10 @@ def markdown(comparison: Comparison) -> str:
         parts += [*_bars(head, rows), ""]
         head, rows = against(comparison, block)
         parts += [*_bars(head, rows), ""] if rows else []
+        stated = protection.stated(comparison, block)
+        parts += [*_bars(["ε of", "terms"], stated), ""] if stated else []
+    head, rows = protection.covering(comparison) if _private(comparison) else ([], [])
+    parts += ["## What covered what left the hospitals", "", *_bars(head, rows), ""] if rows else []
     return "\n".join([*parts, note(comparison), *_failures(comparison), ""])
 
 
@@ -92,7 +98,11 @@ def latex(comparison: Comparison) -> str:
         lines += [f"  \\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"    \toprule"]
         lines += ["    " + " & ".join(map(_tex, head)) + r" \\", r"    \midrule"]
         lines += ["    " + " & ".join(row) + r" \\" for row in cells]
-        parts += ["", *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+        parts += ["", *lines, r"    \bottomrule", r"  \end{tabular}"]
+        if stated := protection.stated(comparison, block):
+            parts += ["", r"  \medskip\footnotesize"]
+            parts += [f"  {_tex(row)}: {_tex(text)}\\\\" for row, text in stated]
+        parts += [r"\end{table}"]
     return "\n".join([*parts, ""])
 
 
@@ -142,6 +152,11 @@ def note(comparison: Comparison) -> str:
         "(paired t-test over seeds, Holm-adjusted, 5 %). Differences are paired, with 95 % confidence interval and "
         "adjusted p."
     )
+
+
+def _private(comparison: Comparison) -> bool:
+    """Whether some run claims an ε."""
+    return any("epsilon" in run.figures for run in comparison.runs)
 
 
 def _heading(comparison: Comparison) -> str:
