@@ -1,0 +1,71 @@
+"""A federation with some of its training records left out or replaced; all else about it stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor, from_numpy
+
+from fedcl.federation import _CACHE_BYTES, Cache, Federation
+
+
+def held(federation: Federation, hospital: int, task: int) -> np.ndarray:
+    """The rows of a hospital's training records of a task, in the order of `Federation.batch`: [n] int64."""
+    low, high = federation._starts[3 * hospital : 3 * hospital + 2]
+    rows: np.ndarray = np.flatnonzero(federation._inside[task, low:high]) + low
+    return rows
+
+
+def without(federation: Federation, rows: np.ndarray) -> Federation:
+    """The federation as if it had never held some training records.
+
+    Hospitals, schedule and normalisation stay what they were: neither the partition nor the scale tells who is missing.
+
+    Args:
+        federation: the whole one.
+        rows: as `held` names them.
+    """
+    keep = np.ones(len(federation._y), dtype=bool)
+    keep[rows] = False
+    counts = federation._counts.copy()
+    _count(federation, counts, rows, federation._y.numpy()[rows], -1)
+    kept = from_numpy(keep)
+    return replace(
+        federation,
+        _counts=counts,
+        _x=federation._x[kept],
+        _y=federation._y[kept],
+        _samples=federation._samples[keep],
+        _starts=np.concatenate([[0], keep.cumsum()])[federation._starts],
+        _inside=federation._inside[:, keep],
+        _cache=Cache(_CACHE_BYTES),
+    )
+
+
+def replaced(federation: Federation, rows: np.ndarray, x: Tensor, y: Tensor) -> Federation:
+    """The federation with other records in the place of some.
+
+    Args:
+        federation: the whole one.
+        rows: as `held` names them.
+        x: [n, *shape], before a task's own transform.
+        y: global class ids [n], of the tasks that the rows are of.
+    """
+    index, counts = from_numpy(rows), federation._counts.copy()
+    _count(federation, counts, rows, federation._y.numpy()[rows], -1)
+    _count(federation, counts, rows, y.numpy(), 1)
+    return replace(
+        federation,
+        _counts=counts,
+        _x=federation._x.index_copy(0, index, x),
+        _y=federation._y.index_copy(0, index, y),
+        _cache=Cache(_CACHE_BYTES),
+    )
+
+
+def _count(federation: Federation, counts: np.ndarray, rows: np.ndarray, labels: np.ndarray, step: int) -> None:
+    """Add a step to the counts [hospitals, tasks, 3, classes] of these rows."""
+    cell = np.repeat(np.arange(len(federation._starts) - 1), np.diff(federation._starts))[rows]
+    for task, inside in enumerate(federation._inside[:, rows]):
+        np.add.at(counts, (cell[inside] // 3, task, cell[inside] % 3, labels[inside]), step)
