@@ -4,25 +4,28 @@ The reading order, which is also the order of imports: a module imports only mod
 
     errors offline sections config                                the experiment …
     protocols structure samples contracts                         … and the records
-    rng plugins citations defaults toml                           where draws come from, every option written out
+    rng noise accounting mechanism                                where draws come from, and what they cost
+    plugins citations defaults toml                               every option written out
     datasets partition tasks features augment federation          what the hospitals hold, and when
     holdings                                                      the same where no one else sees it
-    models extract _sample_grads sample_moments fisher infer      what they train …
-    evaluate                                                      … and are asked
+    models extract _sample_grads _clipped_layers clipped          what they train …
+    sample_moments fisher infer evaluate                          … and are asked
     growth methods                                                how they grow and remember
     aggregators mergers merge                                     the rules by which many nets become one
-    quantize compression                                          how deltas travel
-    optimizers batches store device net shelf quality exam own    one client's Job …
+    quantize compression masking privacy masked                   how deltas travel, and what protects them
+    optimizers batches steps private                              one client's Job …
+    store device net shelf quality exam own                       … and what it needs for it
     client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
     state plan collect growing anatomy drift alarms journal       what a round needs …
-    synthesis privacy server                                      … in the only round loop
+    synthesis audit summed protect server                         … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     trackers tracking                                             where figures go besides
     finish simulation                                             the whole story on one page
     starters explain choices settings                             a config from file and flags, all mistakes told
-    comparison tuning                                             many runs, and what holds of them
     forecast rescore export summary                               around it …
+    attacks                                                       what all of this lets others see …
+    comparison tuning leaks                                       many runs, and what holds of them …
     view watch cli                                                … and in front of it
 """
 

@@ -2,7 +2,8 @@
 
 Sizes and uses go into metrics.jsonl. Where weights lay before and after a stage, how far each moved, and how important
 it was for earlier tasks go into distributions.json as histograms, a few kB a stage whatever the net's size.
-`before.safetensors` holds the weights from a stage's beginning to its end, so that a resumed run has them too.
+`before.safetensors` holds the weights from a stage's beginning to its end, so that a resumed run has them too. With
+`run.keep_stages` the whole model after each stage is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ _BEFORE = "before.safetensors"
 _BINS = 81
 _HOSPITALS = 8  # so many hospitals' importances are averaged: each is as large as the net
 _SAMPLE = 1_000_000  # values that a quantile is taken from
+
+
+def stage_file(stage: int, group: int = -1) -> str:
+    """Where a run keeps the model after a stage, counted from 0; of one group of clients, where there are several."""
+    return f"stages/{stage}.safetensors" if group < 0 else f"stages/{stage}-{group}.safetensors"
 
 
 class Anatomy:
@@ -62,6 +68,7 @@ class Anatomy:
         """Write down the stage's distributions; the records of the net's parts. Stage −1 is before the first."""
         current: list[Task] = []
         if stage >= 0:
+            self._keep(stage, groups)
             self._distributions(stage, groups[0].params)
             if stage == len(self._plan.federation.schedule) - 1:
                 (self._run.path / _BEFORE).unlink(missing_ok=True)
@@ -81,6 +88,13 @@ class Anatomy:
                 if units_used >= 0:
                     records.append(about | {"name": "units", "value": units_used})
         return [{"phase": "model"} | record for record in records]
+
+    def _keep(self, stage: int, groups: Sequence[Group]) -> None:
+        """The merged models as they are now, where the config asks for them."""
+        if not self._plan.config.run.keep_stages:
+            return
+        for index, group in enumerate(groups):
+            self._run.save_tensors(stage_file(stage, index if len(groups) > 1 else -1), group.params)
 
     def _importance(self, state: State) -> Params:
         """Ω of each weight: the server's where it has it, or else the mean over the first clients' own."""

@@ -26,6 +26,7 @@ def check(tree: Tree) -> list[ConfigError]:
         *_methods(tree),
         *_rules(tree),
         *_compression(tree),
+        *_mechanisms(tree),
         *_sections(tree),
         *_inference(tree),
         *_device(tree),
@@ -46,6 +47,8 @@ def _names(tree: Tree) -> Iterator[ConfigError]:
         named += [("growth", "model.growth", name) for name in plugins.split(growth)]
     if (compress := _text(tree, "federation.compress")) != "none":
         named += [("compression", "federation.compress", compress)]
+    if (mechanism := _text(tree, "privacy.mechanism")) != "none":
+        named += [("privacy", "privacy.mechanism", name) for name in plugins.split(mechanism)]
     for kind, key, name in named:
         try:
             plugins.check(kind, name)
@@ -102,27 +105,37 @@ def _rules(tree: Tree) -> Iterator[ConfigError]:
 
 def _compression(tree: Tree) -> Iterator[ConfigError]:
     """The options of how updates travel."""
-    used, given = _text(tree, "federation.compress"), _table(tree, "compression")
-    sound = True
-    for name, options in given.items():
-        plugin = _load("compression", name)
-        wrong = []
-        if name != used:
-            why = f"options of a rule that is not used: federation.compress is {used!r}"
-            wrong = [ConfigError(f"compression.{name}", None, why)]
+    yield from _chosen(tree, "federation.compress", "compression", "compression", "compression")
+
+
+def _mechanisms(tree: Tree) -> Iterator[ConfigError]:
+    """The options of privacy mechanisms, and whether they go together with the rest."""
+    yield from _chosen(tree, "privacy.mechanism", "mechanisms", "privacy", "privacy")
+
+
+def _chosen(tree: Tree, key: str, table: str, kind: str, module: str) -> Iterator[ConfigError]:
+    """The options of plug-ins that a key names, if any, and then whether the module can build them."""
+    name = _text(tree, key)
+    used = [] if name == "none" else plugins.split(name)
+    sound = all(_load(kind, each) for each in used)
+    for each, options in _table(tree, table).items():
+        plugin, wrong = _load(kind, each), []
+        if each not in used:
+            why = f"options of a rule that is not used: {key} is {name!r}"
+            wrong = [ConfigError(f"{table}.{each}", None, why)]
         elif plugin is not None and isinstance(options, Mapping):
-            wrong = list(_options(f"compression.{name}", name, [plugin], options, skip=0))
+            wrong = list(_options(f"{table}.{each}", each, [plugin], options, skip=0))
         yield from wrong
         sound = sound and not wrong
-    if sound and given:
-        from fedcl import compression
+    if sound and used:
         from fedcl.contracts import FedclError
 
         try:
-            compression.build(Config.model_validate(dict(tree)))
+            importlib.import_module(f"fedcl.{module}").build(Config.model_validate(dict(tree)))
         except FedclError as error:
-            key, _, why = str(error).rpartition(": ")
-            yield ConfigError(key or "federation.compress", None, why)
+            where, _, why = str(error).partition(": ")
+            named = "." in where and " " not in where  # "mechanisms.dp-sgd: clip = 0 must be > 0"
+            yield ConfigError(where, None, why) if named else ConfigError(key, name, str(error))
         except (ValidationError, plugins.UnknownPlugin):
             return  # said above
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from fedcl import batches, compression, infer, own, rng, structure
+from fedcl import batches, compression, infer, masked, own, privacy, private, rng, structure
 from fedcl.batches import Part
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Moment, Params, Step, Task, Update, role
@@ -24,6 +24,7 @@ from fedcl.net import Net
 from fedcl.optimizers import build as build_optimizer
 from fedcl.optimizers import recall, remember, step
 from fedcl.shelf import Shelf
+from fedcl.steps import Steps
 from fedcl.store import Store
 
 _MET = "met/"  # before a task, in the client's memory: its samples were offered in an earlier stage
@@ -52,6 +53,8 @@ class Client:
         self._exam = Exam(config, federation, self._net, self._shelf)
         _, self._merger = rules(config)
         self._compression = compression.build(config)
+        self._guard = privacy.build(config, method)
+        self._usual = Steps(config.train, method, self.net, self._here.autocast)
         pieces = -(-config.train.rounds // config.train.consolidate_every) if config.train.stream == "hybrid" else 1
         self._slots = pieces * sum(max(map(len, stage)) for stage in federation.schedule)
         self._hooks = method.hooks()
@@ -65,6 +68,8 @@ class Client:
         )
         if job.broadcast and not evaluates:
             memory = self.method.receive(self._here.memory(job.broadcast), memory)
+        if job.phase == "mask":
+            return self._said(job, *masked.answer(client, job, memory, self._guard.sums))
         if self._merger.stays:
             self._net.load(job.arrays)
             fresh = functools.partial(self._fresh, client, job.arrays, memory)
@@ -73,22 +78,26 @@ class Client:
         if self._grows:
             memory = structure.fit(memory, job.arrays)
         if evaluates:
-            return self._exam.test(client, job)
+            return self._guard.seal(self._exam.test(client, job), job)
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if self._merger.stays and job.phase == "train":
             update, memory = own.keep(update, job, memory)
             memory = self._grown(client, job, update, memory) if self._grows else memory
+        update = self._guard.seal(update, job)
         if self._compression and job.phase == "train":
             update, memory = self._shrunk(update, job, memory)
+        if self._guard.sums and job.phase == "train":
+            update, memory = masked.hide(update, job, memory, self._guard.sums)
         kept = sum(value.nbytes for value in memory.values())
         update = replace(update, metrics={**update.metrics, "memory": float(kept)})
-        if memory is start:
-            return replace(update, version=job.version)
-        version = f"{job.stage}-{job.round}-{job.phase}"
-        self.store.save(client, version, memory, start=job.version)
+        return replace(update, version=job.version) if memory is start else self._said(job, update, memory)
+
+    def _said(self, job: Job, update: Update, memory: Memory) -> Update:
+        version = "-".join((f"{job.stage}-{job.round}-{job.phase}", *(job.flags if job.phase == "mask" else ())))
+        self.store.save(update.client, version, memory, start=job.version)
         if job.keep:
-            self.store.clean(client, (*job.keep, job.version, version), before=job.round)
+            self.store.clean(update.client, (*job.keep, job.version, version), before=job.round)
         return replace(update, version=version)
 
     def _shrunk(self, update: Update, job: Job, memory: Memory) -> tuple[Update, Memory]:
@@ -164,10 +173,10 @@ class Client:
         difficulty, offered = self._shelf.curriculum(job, parts, memory)
         self.net.train()
         draw_from(self.net, context.generator)
-        plain = not hooks & {"loss", "penalty"}
-        per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "track", "observe"}
+        per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "track", "observe"} or self._guard
         total, steps, examples = torch.zeros((), device=self.device), 0, 0
-        drawn_ones = batches.draw(train, context.generator, parts, number, begin, difficulty, offered)
+        way = self._steps(context, job, len(parts[0][1].y), memory)
+        drawn_ones = way.draws(context, parts, begin, difficulty, offered)
         for drawn in self._shelf.augmented(context.client, job, drawn_ones):
             task, batch, first, progress = drawn
             if per_step:
@@ -177,14 +186,7 @@ class Client:
                 self._net.allow(task, job.seen)
             for parameter in params.values():
                 parameter.grad = None
-            with self._here.autocast():
-                if plain:
-                    loss = torch.nn.functional.cross_entropy(self.net(batch.x, task.id), batch.y)
-                else:
-                    loss = method.loss(context, params, batch, memory)
-            if "penalty" in hooks:
-                loss = loss + method.penalty(context, params, batch, memory)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = way.backward(context, params, drawn, memory)
             with torch.no_grad():
                 if "edit_grads" in hooks:
                     memory = self._edit_grads(context, params, memory)
@@ -197,10 +199,21 @@ class Client:
             total += loss.detach()
             steps += 1
             examples += len(batch.y)
+        memory = way.remember(memory)
         if train.reset != "round":
             memory = remember(optimizer, params, memory)
         memory = batches.remember(train, parts, number, offered if "observe" in hooks else {}, memory)
         return float(total) / max(steps, 1), steps, examples, memory
+
+    def _steps(self, context: Context, job: Job, samples: int, memory: Memory) -> Steps:
+        """How this round draws its batches and makes its gradients."""
+        part = self._guard.trainer(job)
+        if part is None:
+            return self._usual
+        source = self._guard.generator("records", context.client, job.round)
+        draw = self._guard.draw("gradients", context.client, job.round)
+        how = part, context.task.index, samples, draw, source, memory, "begin" in job.flags
+        return private.PrivateSteps(self.config.train, self.method, self.net, *how)
 
     def _edit_grads(self, context: Context, params: Params, memory: Memory) -> Memory:
         edited, memory = self.method.edit_grads(context, params, _grads(params), memory)
@@ -240,6 +253,10 @@ class Client:
                 met = f"{_MET}{task.id}"
                 context = replace(self._context(client, job, task, "consolidate"), again=met in memory)
                 params = dict(self._net.parameters(job.arrays))
+                if part := self._guard.trainer(job):
+                    draw = self._guard.draw(f"Fisher of {task.id}", client, job.round)
+                    measure = private.measure(self.net, task.id, part, draw, context.generator)
+                    context = replace(context, private=measure)
                 memory = self.method.end_task(context, params, batch, memory)
                 if last and self._hooks & {"observe", "end_task"}:
                     memory = memory | {met: torch.ones((), dtype=torch.bool)}

@@ -23,6 +23,7 @@ class Collection:
         on_fault: told (client, what, why) of every answer that cannot be used.
         unfit: of a client, its Job and its update, why what came beside deltas cannot be used, or "".
         compressed: how the deltas of training travel; None is as they are.
+        note: told of every answer that can be used.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Collection:
         on_fault: Callable[[int, str, str], None],
         unfit: Callable[[int, Job, Update], str] = lambda client, job, update: "",
         compressed: Compression | None = None,
+        note: Callable[[Job, Update], None] = lambda job, update: None,
     ) -> None:
         self.jobs = jobs
         self.records: list[dict[str, Any]] = []
@@ -39,7 +41,7 @@ class Collection:
         self.bytes_down = self.bytes_up = self.answered = 0
         self.bytes_up_raw = 0  # what bytes_up would be if nothing were compressed
         self.compressed = compressed
-        self._expected, self._on_fault, self._unfit = expected, on_fault, unfit
+        self._expected, self._on_fault, self._unfit, self._tell = expected, on_fault, unfit, note
 
     def updates(self, ask: Ask, timeout: float) -> Iterator[Update]:
         """Send the Jobs; yield the updates that can be used, by client index."""
@@ -54,6 +56,7 @@ class Collection:
                 self._note(answer, str(error))
             else:
                 self.answered += 1
+                self._tell(asked[answer.client], update)
                 yield update
 
     def _accepted(self, answer: Answer, job: Job) -> Update:

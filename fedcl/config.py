@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedcl.sections import Data, Partition, Positive, Section, Share, Stream, Value
+from fedcl.sections import Data, Partition, Positive, Privacy, Section, Share, Stream, Value
 
 Masks = Literal["none", "units", "weights", "slices", "adaptive"]
 
@@ -48,6 +48,8 @@ class Model(Section):
     """When and by how much the net grows, of `fedcl list growth`, joined with `+`; `none` keeps its size."""
     weights: str = ""
     """A trunk's starting weights: safetensors, or a torchvision state dict (.pt, .pth)."""
+    seed: Annotated[int, Field(ge=-1)] = -1
+    """Of the starting weights, so that runs of several seeds can start alike; -1 is the experiment's seed."""
 
 
 class Curriculum(Section):
@@ -179,10 +181,13 @@ class Run(Section):
     """Rounds between checkpoints; 0 writes one whenever checkpoints so far cost less than 5 % of the time."""
     track: list[str] = []
     """Where figures go besides the run directory, of `fedcl list trackers`."""
+    keep_stages: bool = False
+    """The merged model after each stage is kept as stages/<stage>.safetensors, for `fedcl attack`."""
 
 
 # What may differ when a run goes on: none of these changes a number.
-_FREE = ("output", "name", "checkpoint_every", "workers", "clients_per_device", "address", "connection", "track")
+_FREE = ("output", "name", "checkpoint_every", "keep_stages", "workers", "clients_per_device")
+_WAYS = ("address", "connection", "track")  # likewise: where a run reaches others
 
 
 class Config(Section):
@@ -201,6 +206,8 @@ class Config(Section):
     """The growth rules' own options: growth.threshold.units = 16."""
     compression: dict[str, dict[str, Value]] = {}
     """The compression's own options: compression.topk.keep = 0.05."""
+    mechanisms: dict[str, dict[str, Value]] = {}
+    """The privacy mechanisms' own options: mechanisms.dp-sgd.epsilon = 3."""
     trackers: dict[str, dict[str, Value]] = {}
     """The trackers' own options: trackers.mlflow.experiment = "heart"."""
     data: Data = Data()
@@ -209,15 +216,21 @@ class Config(Section):
     model: Model = Model()
     train: Train = Train()
     federation: Federation = Federation()
+    privacy: Privacy = Privacy()
     alarms: Alarms = Alarms()
     run: Run = Run()
+
+    @property
+    def start(self) -> int:
+        """The seed of the starting weights."""
+        return self.seed if self.model.seed < 0 else self.model.seed
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
         free: Any = {
             "alarms": True,
             "trackers": True,
-            "run": set(_FREE),
+            "run": {*_FREE, *_WAYS},
             "federation": {"client_timeout", "join_timeout"},
         }
         content = self.model_dump(exclude=free)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fedcl.config import Config, Masks
 from fedcl.errors import FedclError as FedclError
 from fedcl.protocols import Compression as Compression
-from fedcl.protocols import Each, Old
+from fedcl.protocols import Each, Measure, Old
+from fedcl.protocols import Event as Event
 from fedcl.protocols import Tracked as Tracked
 from fedcl.protocols import Tracker as Tracker
 from fedcl.samples import SPLITS as SPLITS
@@ -30,7 +31,7 @@ from fedcl.structure import Layer
 
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
-Phase = Literal["train", "consolidate", "evaluate"]
+Phase = Literal["train", "consolidate", "evaluate", "mask"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Job:
     # "validate": score the incoming model; "local": score the trained one;
     # "consolidate": do so on the trained one; "begin": the first round of the stage
     flags: tuple[str, ...] = ()
+    terms: Mapping[str, float] = field(default_factory=dict)  # what privacy mechanisms tell a client
+    sealed: Memory = field(default_factory=dict)  # what secure aggregation says to one client
     keep: tuple[str, ...] = ()  # the client memories that checkpoints name; older others may go. () is: not known yet
 
 
@@ -88,16 +91,6 @@ Ask = Callable[[Sequence[tuple[int, Job]], float], Iterator[Answer]]  # (jobs by
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that an observer may show: "start", "round", "growth", "stage", "fault", "alarm", "notice", "stop"."""
-
-    kind: str
-    stage: int
-    round: int  # of the stage
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Context:
     """What a method may see besides parameters, batch and memory. Frozen; nothing in it remembers."""
 
@@ -123,6 +116,7 @@ class Context:
     progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
     labels: Callable[[Task], tuple[int, ...]] = lambda task: tuple(range(len(task.classes)))  # a task's own outputs
     shape: tuple[int, ...] = ()  # of a sample; this and the next for `synthesize` only
+    private: Measure | None = None  # with DP-SGD, what measures a Fisher diagonal with noise
     bounds: tuple[Tensor, Tensor] | None = None  # least and largest value of a sample, [C, 1, 1], where they are known
 
 
@@ -166,6 +160,9 @@ class Method:
     every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
     edits_last: ClassVar[bool] = False  # what `edit_update` guarantees would be lost by an edit that follows
     alone: ClassVar[bool] = False  # cannot be combined
+    # How training records show in what it does beside the default loss: "none" follows from weights and gradients
+    # alone, "fisher" measures a diagonal by `ctx.private` where there is one, "kept" trains on what `kept` hands out.
+    records: ClassVar[Literal["open", "none", "fisher", "kept"]] = "open"
 
     def conventions(self) -> Mapping[str, Any]:
         """What a number of this method cannot be compared without: kinds, reductions, factors. For the results."""
@@ -194,6 +191,10 @@ class Method:
         `module` is what everybody would start from, `shared` is the trunk.
         """
         return module
+
+    def kept(self, memory: Memory) -> tuple[Batch, Tensor]:
+        """For `records` = "kept": all samples that are kept, and the index of each one's task [M]."""
+        raise NotImplementedError(f"{type(self).__name__} keeps none")
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """Once, when a client starts a stage with a task."""

@@ -30,8 +30,12 @@ def fill(config: Config) -> Config:
         parts += [plugins.load("growth", name) for name in rules] if config.model.heads == "task" else []
         wanted = {getattr(part, "masks", "none") for part in parts} - {"none"}
         masks = wanted.pop() if wanted else "none"
-    changes |= _rules(config) | _compression(config)
-    changes["model"] = config.model.model_copy(update={"options": model, "masks": masks})
+    changes |= _rules(config) | _compression(config) | _mechanisms(config)
+    infer, mechanism = config.model.infer, config.privacy.mechanism
+    mechanisms = [] if mechanism == "none" else plugins.split(mechanism)
+    if infer == "auto" and mechanisms:
+        infer = "entropy"  # needs nothing of the hospitals
+    changes["model"] = config.model.model_copy(update={"options": model, "masks": masks, "infer": infer})
     if "+" not in config.data.name:
         base = config.data.name.partition(":")[0]  # of a variant; somebody's own is `module:build`
         plugin = plugins.load("datasets", base if base in plugins.names("datasets") else config.data.name)
@@ -68,6 +72,15 @@ def _compression(config: Config) -> dict[str, Any]:
         return {}
     own = _options(plugins.load("compression", name), config.compression.get(name, {}))
     return {"compression": dict(config.compression) | ({name: own} if own else {})}
+
+
+def _mechanisms(config: Config) -> dict[str, Any]:
+    """The options of privacy mechanisms; where one protects records, what finds a task must not read them."""
+    if config.privacy.mechanism == "none":
+        return {}
+    parts = {name: plugins.load("privacy", name) for name in plugins.split(config.privacy.mechanism)}
+    own = {name: _options(part, config.mechanisms.get(name, {})) for name, part in parts.items()}
+    return {"mechanisms": dict(config.mechanisms) | own}
 
 
 def _options(plugin: Any, given: Mapping[str, Any], skip: int = 0) -> dict[str, Any]:

@@ -31,10 +31,16 @@ def accuracy(net: DynamicNet, task: Task, data: Batch) -> float:
 
 
 @torch.no_grad()
+def known(net: DynamicNet, task: Task, x: Tensor) -> Tensor:
+    """The logits of the task's own classes with the task known: [n, C], in the order of `task.classes`."""
+    net.eval()
+    return own(net, task, _logits(net, [task], x)[task.id])
+
+
+@torch.no_grad()
 def wrong(net: DynamicNet, task: Task, data: Batch) -> Tensor:
     """Which of these labels the net, told the task, would not give, [n] bool; `data.y` holds global class ids."""
-    net.eval()
-    guess = _own(net, task, _logits(net, [task], data.x)[task.id]).argmax(1)
+    guess = known(net, task, data.x).argmax(1)
     return torch.tensor(task.classes)[guess] != data.y
 
 
@@ -72,18 +78,18 @@ def count(
     result: dict[str, tuple[Tensor, Tensor]] = {}
     for group in _grouped([(task, batch) for task, batch in data if len(batch.y)]):
         x = torch.cat([batch.x for _, batch in group]) if len(group) > 1 else group[0][1].x
-        logits = _logits(net, tasks, x)
+        answers = _logits(net, tasks, x)
         guess: Tensor | None = None  # by place a class has no meaning without its task, and needs none
         if net.owner("") != SHARED:
-            guess = infer.predict(rule, tasks, logits, x, prepared or {})
+            guess = infer.predict(rule, tasks, answers, x, prepared or {})
         elif not net.by_place():
             chosen = torch.tensor(sorted(seen))
-            guess = chosen[_joined(tasks, logits)[:, chosen].argmax(1)]
+            guess = chosen[_joined(tasks, answers)[:, chosen].argmax(1)]
         start = 0
         for task, batch in group:
             rows = slice(start, start := start + len(batch.y))
-            own = _own(net, task, logits[task.id][rows])
-            result[task.id] = _counted(task, own, batch.y.cpu(), None if guess is None else guess[rows])
+            shown = own(net, task, answers[task.id][rows])
+            result[task.id] = _counted(task, shown, batch.y.cpu(), None if guess is None else guess[rows])
     return result
 
 
@@ -111,7 +117,7 @@ def _counted(task: Task, own: Tensor, y: Tensor, guess: Tensor | None) -> tuple[
     return answers, _histogram(own, truth)
 
 
-def _own(net: DynamicNet, task: Task, logits: Tensor) -> Tensor:
+def own(net: DynamicNet, task: Task, logits: Tensor) -> Tensor:
     """The columns of the task's classes [n, C]: all, or some of a head that tasks share."""
     if net.owner("") != SHARED:
         return logits

@@ -128,7 +128,7 @@ def rebuild(
     config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int], params: Params, values: bool = True
 ) -> DynamicNet:
     """The same without the federation: the shape of a sample, outputs of a head that tasks share, classes by task."""
-    with rng.torch_global(config.seed, "init"):
+    with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, shape, outputs)
         for task, size in sizes.items():
             if any(name.startswith((f"tasks.{task}.", f"gates.{task}.")) for name in params):

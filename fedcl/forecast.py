@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedcl import augment, defaults, methods, optimizers, rng
+from fedcl import augment, defaults, methods, optimizers, protect, rng
 from fedcl.config import Config
 from fedcl.contracts import Batch, Job, Params
 from fedcl.federation import Federation
@@ -32,6 +32,7 @@ class Forecast:
     up: list[float]
     steps: int  # of training, in the whole run
     seconds_per_step: float  # of the plain loss; measured here
+    privacy: str = ""  # ε of the whole run with its terms, and the noise for it; "" where no mechanism claims one
 
     @property
     def seconds(self) -> float:
@@ -42,12 +43,13 @@ class Forecast:
 def forecast(config: Config, federation: Federation) -> Forecast:
     """Count what a run's Jobs would hold, and time a handful of training steps."""
     config = defaults.fill(config)
-    with rng.torch_global(config.seed, "init"):
+    with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         for task in federation.tasks:
             net.add_task(task.id, len(task.classes), config.model.expansion_units)
     method = methods.build(config)
     plan = Plan(config, federation, method, net.owner)
+    spent = protect.build(config, federation, plan, net).planned()
     params = dict(net.state_dict())
     state = State([Group(clients, params) for clients in federation.groups])
     trained = {name for name, _ in net.named_parameters()}
@@ -63,7 +65,7 @@ def forecast(config: Config, federation: Federation) -> Forecast:
                     steps += _steps(config, federation, client, job)
         down.append(sizes[0] / config.train.rounds)
         up.append(sizes[1] / config.train.rounds)
-    return Forecast(net.sizes(), down, up, steps, _measure(config, federation, net))
+    return Forecast(net.sizes(), down, up, steps, _measure(config, federation, net), str(spent or ""))
 
 
 def _sent(plan: Plan, moves: Params) -> int:

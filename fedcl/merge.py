@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from fedcl import plugins, structure
@@ -70,15 +72,20 @@ class Merge:
                 for name, value in delta.items():
                     sums[name].add_(value, alpha=update.weight)
 
-    def apply(self, params: Params, states: dict[str, Memory]) -> tuple[Params, dict[str, Memory]]:
-        """(all parameters, each part's rule state) → the same after the round; untrained parts stay as they are."""
+    def apply(
+        self, params: Params, states: dict[str, Memory], blur: Callable[[Params], Params] = lambda sums: sums
+    ) -> tuple[Params, dict[str, Memory]]:
+        """(all parameters, each part's rule state) → the same after the round; untrained parts stay as they are.
+
+        `blur` puts noise on the sum of a part's weighted deltas.
+        """
         params, states = dict(params), dict(states)
         modules: dict[str, Params] = {}
         for part, weights in self._weights.items():
             rule = self._rule(part)
             if rule.linear:
                 total = sum(weights)
-                delta = {name: value.div_(total) for name, value in self._sums[part].items()}
+                delta = {name: value.div_(total) for name, value in blur(self._sums[part]).items()}
             else:
                 deltas, measured = zip(*self._kept[part], strict=True)
                 delta = rule.reduce(deltas, weights, measured)

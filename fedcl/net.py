@@ -27,7 +27,7 @@ Answers = dict[str, Any]
 def fresh(config: Config, net: DynamicNet, task: Task) -> Params:
     """The module of a task as everybody starts it behind this trunk: its parameters and masks, by name."""
     twin = DynamicNet(net.trunk, net.weight_norm, masks=net.masks, adapters=net.adapters)
-    with rng.torch_global(config.seed, "init", task=task.index):
+    with rng.torch_global(config.start, "init", task=task.index):
         twin.add_task(task.id, len(task.classes), config.model.expansion_units)
     return {name: value.detach() for name, value in twin.state_dict().items() if not name.startswith("trunk.")}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from fedcl import compression, infer, rng, scores
@@ -111,6 +111,12 @@ class Plan:
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 return f"{name} holds NaN or infinity"
         return infer.misfit(update.extras, asked) or misfit(update)
+
+    def expected(self, parameters: Collection[str], job: Job) -> Params:
+        """Of the net's parameters, by name, those whose deltas must come back."""
+        if job.phase != "train":
+            return {}
+        return {n: v for n, v in job.arrays.items() if n in parameters and self.method.moves(n, job)}
 
     def on_local(self, number: int) -> bool:
         """Whether clients consolidate in this round, on their own models."""

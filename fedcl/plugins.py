@@ -21,6 +21,7 @@ from typing import Any
 from fedcl.errors import FedclError
 
 KINDS = ("methods", "models", "datasets", "aggregators", "mergers", "compression", "growth", "privacy", "trackers")
+_TABLES = {"privacy": "mechanisms"}  # of the config, where options are not under the name of their kind
 _HELPERS = {"__init__", "dynamic_net"}
 _ROOT = Path(__file__).parent
 
@@ -86,9 +87,9 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         return getattr(module, attribute)  # type: ignore[no-any-return]
     if hasattr(module, "build"):
         return module.build  # type: ignore[no-any-return]
-    from fedcl import contracts
+    from fedcl import contracts, mechanism
 
-    bases = (contracts.Method, contracts.Aggregator, contracts.Compression, contracts.Tracker)
+    bases = (contracts.Method, contracts.Aggregator, contracts.Compression, contracts.Tracker, mechanism.Mechanism)
     own = [
         value
         for value in vars(module).values()
@@ -106,14 +107,19 @@ def make(kind: str, name: str, given: Mapping[str, Any]) -> Any:
         UnknownPlugin: there is no such plug-in.
         FedclError: it has no such option, or no such value of one.
     """
-    plugin = load(kind, name)
+    plugin, table = load(kind, name), section(kind)
     known = options(plugin)
     if unknown := sorted(set(given) - set(known)):
-        raise FedclError(f"{kind}.{name}.{unknown[0]}: no such option; {name} has {', '.join(known) or 'none'}")
+        raise FedclError(f"{table}.{name}.{unknown[0]}: no such option; {name} has {', '.join(known) or 'none'}")
     try:
         return plugin(**given)
     except (TypeError, ValueError) as error:
-        raise FedclError(f"{kind}.{name}: {error}") from error
+        raise FedclError(f"{table}.{name}: {error}") from error
+
+
+def section(kind: str) -> str:
+    """The table of the config that has the options of a kind, by name."""
+    return _TABLES.get(kind, kind)
 
 
 def options(plugin: Callable[..., Any], skip: int = 0) -> Mapping[str, inspect.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Generator, Tensor
 
@@ -38,6 +38,24 @@ class Each(Protocol):
     ) -> Tensor:
         """A teacher answers in evaluation mode and takes no gradient; `whole` opens all classes of a shared head."""
         ...
+
+
+class Measure(Protocol):
+    """(names of parameters, x [N, …], y [N]) → a measure of how important each is, ≥ 0 and of its shape."""
+
+    def __call__(self, names: Collection[str], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Measure at the net's own parameters."""
+        ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that an observer may show: "start", "round", "growth", "stage", "fault", "alarm", "notice", "stop"."""
+
+    kind: str
+    stage: int
+    round: int  # of the stage
+    facts: Mapping[str, Any]
 
 
 class Compression:

@@ -64,12 +64,12 @@ def rescore(
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
     hospitals = federation.build(config)
     _same(run, hospitals, config.data.name)
-    models, seen, what = _models(run, hospitals)
+    found, seen, what = models(run, hospitals)
     replies: list[Params] = []
     known: set[str] = set()
-    for clients, saved in zip(hospitals.groups, models, strict=True):
+    for clients, saved in zip(hospitals.groups, found, strict=True):
         model = replace(saved, params=change(saved.params))
-        indices = _tasks(model, config, hospitals)
+        indices = known_tasks(model, config, hospitals)
         known |= {hospitals.tasks[index].id for index in indices}
         replies += _replies(config, hospitals, clients, model, indices, seen, rule)
     tasks = [task for task in hospitals.tasks if task.id in known]
@@ -106,14 +106,14 @@ def _replies(
         }
 
 
-def _tasks(model: Model, config: Config, hospitals: Federation) -> list[int]:
+def known_tasks(model: Model, config: Config, hospitals: Federation) -> list[int]:
     """The tasks that a model can answer for."""
     there = {role(name) for name in model.params}
     whole = config.model.heads != "task" and config.model.masks == "none"
     return [task.index for task in hospitals.tasks if whole or task.id in there]
 
 
-def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], str]:
+def models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], str]:
     """Of each group of clients the model, the classes met, and which model it is."""
     groups = len(hospitals.groups)
     names = ["model.safetensors"] if groups == 1 else [f"model-{group}.safetensors" for group in range(groups)]
@@ -124,9 +124,9 @@ def _models(run: Path, hospitals: Federation) -> tuple[list[Model], list[int], s
         return [Model(*finish.read(run / name)) for name in names], seen, "final model"
     state = _checkpoint(run)
     where = f"checkpoint at stage {state.stage + 1}, round {state.round}"
-    models = [Model(group.params, infer.prepare(group.statistics)) for group in state.groups]
+    saved = [Model(group.params, infer.prepare(group.statistics)) for group in state.groups]
     seen = sorted({c for group in state.groups for c in group.seen})
-    return models, seen, where
+    return saved, seen, where
 
 
 def _checkpoint(run: Path) -> State:

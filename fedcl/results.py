@@ -69,6 +69,9 @@ def _record(line: dict[str, Any]) -> Record:
     )
 
 
+PRIVACY = "privacy.json"  # in a run directory: what left the hospitals, what covers it, and what it cost
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """All that a run says: S finished stages, T tasks, C hospitals. Accuracies are fractions or NaN."""

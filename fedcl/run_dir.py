@@ -158,6 +158,7 @@ class RunDir:
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         temporary = self.path / f"{name}.tmp"
+        temporary.parent.mkdir(exist_ok=True)
         try:
             write(temporary)
             os.replace(temporary, self.path / name)

@@ -86,3 +86,17 @@ class Stream(Section):
     """`staggered`: hospital k joins k × delay stages late."""
     table: list[list[int]] = []
     """`table`: `table[stage][hospital]` is a task's index, -1 is none."""
+
+
+class Privacy(Section):
+    """What protects the hospitals' records, and how much of them may show."""
+
+    mechanism: str = "none"
+    """Mechanisms of `fedcl list privacy`, joined with `+`; without one, nothing but isolation protects the records."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of every ε that is told; must be below one over the number of records (or hospitals) that it speaks of."""
+    max_epsilon: Annotated[float, Field(ge=0)] = 0.0
+    """No round is sent that would bring a hospital's ε above this; 0 is no limit."""
+    secure_rng: bool = False
+    """Noise comes from the system's cryptographic source, and the draw of records from a secret: no run can then be
+    repeated to the bit."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedcl import anatomy, growing, infer, rng, scores
+from fedcl import anatomy, growing, infer, protect, rng, scores
 from fedcl.collect import Collection, require
 from fedcl.config import Config
 from fedcl.contracts import Ask, Event, Job, Params, Update
@@ -59,16 +59,17 @@ class Server:
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.federation, self.method = config, federation, method
-        self._ask, self._run = ask, run
-        self._notify, self._store, self._stop = notify, store, stop
+        self._run, self._notify, self._store, self._stop = run, notify, store, stop
         self._saved: list[dict[int, str]] = []  # the clients' memories that the last two checkpoints name
         self._aggregator, self._merger = rules(config)
-        with rng.torch_global(config.seed, "init"):
+        with rng.torch_global(config.start, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
         self._journal = Journal(config, run, federation, self._plan, notify)
         self._synthesis = Synthesis(config, federation, method, self._plan)
         self._anatomy = anatomy.Anatomy(run, self._plan, self._net, store)
+        self._protection = protect.build(config, federation, self._plan, self._net, run)
+        self._ask = self._protection.way(ask, self._expected)
         self.state = State([Group(clients) for clients in federation.groups])
 
     def run(self, state: State | None = None) -> None:
@@ -82,6 +83,7 @@ class Server:
         if self.config.model.weights and (state is None or self.method.starts_over):
             dynamic_net.load_weights(self._net, self.config.model.weights)
         self.state = state or self._start()
+        self._protection.load(self.state.protection)
         facts = {"stages": stages, "rounds": self.config.train.rounds}
         self._notify(Event("start", self.state.stage, self.state.round, facts))
         for stage in range(self.state.stage, stages):
@@ -96,6 +98,7 @@ class Server:
                     self._save()
             self._close(stage, uploads)
             self.state.stage, self.state.round, self.state.begun = stage + 1, 0, []
+            self._protection.write(self._run)
             self._save(always=True)
 
     def _start(self) -> State:
@@ -111,7 +114,7 @@ class Server:
         for past in range(stage + 1):  # the net of a resumed run needs the earlier ones too
             for task in self._plan.tasks(past, range(len(self.federation.members))):
                 if not self._net.has(task.id):
-                    with rng.torch_global(self.config.seed, "init", task=task.index):
+                    with rng.torch_global(self.config.start, "init", task=task.index):
                         self._net.add_task(task.id, len(task.classes), self.config.model.expansion_units)
         fresh, resumed = self._net.state_dict(), self.state.round > 0
         for group in self.state.groups:
@@ -139,9 +142,7 @@ class Server:
     def _round(self, stage: int, number: int) -> Uploads:
         """Train, collect, merge, once; returns what clients sent that consolidated on their own models."""
         begin = time.perf_counter()
-        records: list[dict[str, Any]] = []
-        collections: list[Collection] = []
-        uploads: Uploads = {}
+        records, collections, uploads = list[dict[str, Any]](), list[Collection](), Uploads()
         for group in self.state.groups:
             self._catch_up(group)
             merge = Merge(self._aggregator, self._merger)
@@ -159,7 +160,9 @@ class Server:
                     if self._plan.on_local(number):
                         uploads[update.client] = (update.weight, update.extras)
             before = group.params
-            group.params, group.rules = merge.apply(before, group.rules)
+            blur = self._protection.blur(group, self._plan.overall(stage, number))
+            group.params, group.rules = merge.apply(before, group.rules, blur)
+            self._protection.learn(group, [told for _, told in metrics], self._plan.overall(stage, number))
             self._absorb("round", group, sent)
             self._edit(group, stage, number + 1, before, metrics)
         require(collections, self.config.federation.quorum, f"stage {stage + 1}, round {number + 1}")
@@ -258,20 +261,17 @@ class Server:
         self._notify(Event("stage", stage, self.config.train.rounds, {"pooled": pooled}))
 
     def _collection(self, jobs: Jobs, stage: int, number: int) -> Collection:
-        parameters = {name for name, _ in self._net.named_parameters()}
-
-        def expected(job: Job) -> Params:
-            if job.phase != "train":
-                return {}
-            return {n: v for n, v in job.arrays.items() if n in parameters and self.method.moves(n, job)}
-
         def on_fault(client: int, what: str, why: str) -> None:
             self._notify(Event("fault", stage, number, {"client": client, "what": what, "why": why}))
 
         if not self._store and len(self._saved) == 2:  # clients keep their own memories, and need not keep all
             kept = {client: tuple(saved.get(client, "") for saved in self._saved) for client, _ in jobs}
             jobs = [(client, replace(job, keep=kept[client])) for client, job in jobs]
-        return Collection(jobs, expected, on_fault, self._plan.unfit, self._plan.compression)
+        jobs, note = self._protection.send(jobs), self._protection.note
+        return Collection(jobs, self._expected, on_fault, self._plan.unfit, self._plan.compression, note)
+
+    def _expected(self, job: Job) -> Params:
+        return self._plan.expected({name for name, _ in self._net.named_parameters()}, job)
 
     def _accept(self, group: Group, update: Update) -> None:
         """Note what a valid answer means for the client's memory."""
@@ -289,6 +289,7 @@ class Server:
         if due or always or stop:
             if self._store:
                 self._store.write(self.state.versions)
+            self.state.protection = self._protection.pack()
             tensors, plain = self.state.pack()
             run.checkpoint(tensors, plain | {"seconds": self.state.seconds + begin - run.started})
             self._saved = [*self._saved[-1:], dict(self.state.versions)]

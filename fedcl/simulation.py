@@ -23,6 +23,8 @@ from fedcl import (
     merge,
     methods,
     plugins,
+    privacy,
+    protect,
     report,
     rng,
     run_dir,
@@ -33,6 +35,7 @@ from fedcl.config import Config
 from fedcl.contracts import Ask, Event, FedclError, Samples
 from fedcl.federation import Federation
 from fedcl.models import dynamic_net
+from fedcl.plan import Plan
 from fedcl.results import Result
 from fedcl.run_dir import RunDir
 from fedcl.server import Interrupted, Server
@@ -47,6 +50,7 @@ def simulate(
     config: Config,
     samples: Samples | None = None,
     *,
+    federation: Federation | None = None,
     fresh: bool = False,
     notify: Callable[[Event], None] = lambda event: None,
 ) -> Result:
@@ -55,6 +59,7 @@ def simulate(
     Args:
         config: the experiment.
         samples: its data, where they are not to be loaded from `config.data`.
+        federation: who holds what, where that is not to be dealt out anew; `config.data.fingerprint` then names it.
         fresh: move a run that is there already aside, and start anew.
         notify: told of every round and stage.
 
@@ -67,14 +72,14 @@ def simulate(
     """
     if samples is not None:
         config = _identified(config, samples)
-    elif config.data.fingerprint:
+    elif config.data.fingerprint and federation is None:
         raise FedclError("data.fingerprint: this run's data were handed in from Python; hand them in again")
     check(config)
     config = defaults.fill(config)
     if not fresh and run_dir.is_finished(config.directory(), config):
         _track_finished(config)
         return Result.load(config.directory())
-    federation = meet(config, samples)
+    federation = federation or meet(config, samples)
     _probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
@@ -100,6 +105,7 @@ def check(config: Config) -> None:
         methods.build(config)
         merge.rules(config)
         compression.build(config)
+        privacy.build(defaults.fill(config))
         plugins.check("models", config.model.name)
     except plugins.UnknownPlugin as error:
         raise FedclError(str(error)) from error
@@ -110,8 +116,9 @@ def check(config: Config) -> None:
 def _probe(config: Config, federation: Federation) -> None:
     """Build once what clients and server will build, so that a bad option ends the run before it begins."""
     augment.build(config.data.augment)
-    with rng.torch_global(config.seed, "init"):
+    with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
+    protect.build(config, federation, Plan(config, federation, methods.build(config), net.owner), net)
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
 

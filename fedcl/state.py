@@ -48,6 +48,7 @@ class State:
     told: dict[int, int] = field(default_factory=dict)  # client → the last announcement that it has
     begun: list[int] = field(default_factory=list)  # clients that have begun this stage
     late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
+    protection: dict[str, Any] = field(default_factory=dict)  # what was let out so far, see `protect`
     seconds: float = 0.0  # of earlier sittings
 
     def pack(self) -> tuple[Params, dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedcl import metrics, units
+from fedcl.report.privacy import epsilon
 from fedcl.rescore import Scored
 from fedcl.results import Result
 
@@ -77,11 +78,13 @@ def costs(result: Result) -> RenderableType:
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
         if "latency_start_ms" in result.metrics:
             rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms before it grew"
-    if "training_examples" in result.metrics:
+    if result.metrics.get("training_examples"):
         again = result.metrics["cumulative_compute"]
         scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""
         rows["training"] = f"{units.count(result.metrics['training_examples'])} samples through a step{scratch}"
         rows["kept"] = f"{units.size(result.metrics['memory_per_hospital'])} in a hospital's own store, at most"
+    if said := epsilon(result):
+        rows["privacy"] = said
     faults = sum(r.phase == "fault" for r in result.records)
     if faults:
         rows["faults"] = f"{faults} answers missing or rejected"

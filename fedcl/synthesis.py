@@ -45,7 +45,7 @@ class Synthesis:
             return
         device = self._device()
         if self._net is None:
-            with rng.torch_global(self._config.seed, "init"):  # weights that are loaded over; no draw is lost
+            with rng.torch_global(self._config.start, "init"):  # weights that are loaded over; no draw is lost
                 self._net = Net(self._config, self._federation, device.torch)
         net, params = self._net, device.memory(group.params)
         net.load(params)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedcl.cli import compare, data, deploy, doctor, new, plugins, runs, simulate, tune, watch
+from fedcl.cli import attack, compare, data, deploy, doctor, new, plugins, runs, simulate, tune, watch
 
 app = typer.Typer(
     name="fedcl",
@@ -44,6 +44,7 @@ app.command()(watch.watch)
 app.command()(runs.report)
 app.command()(runs.evaluate)
 app.command()(runs.export)
+app.command()(attack.attack)
 app.command("list")(plugins.show)
 app.add_typer(data.app, name="data")
 app.add_typer(deploy.app, name="deploy")

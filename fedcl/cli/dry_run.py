@@ -29,7 +29,8 @@ def show(config: Config) -> None:
             torch.set_num_threads(config.run.threads)
         hospitals = simulation.meet(config)
         cost = forecast(config, hospitals)
-        for line in (*_samples(hospitals), *_schedule(hospitals), *_cost(config, hospitals, cost)):
+        plan = (*_samples(hospitals), *_schedule(hospitals), *_cost(config, hospitals, cost), *_privacy(cost))
+        for line in plan:
             typer.echo(line)
         typer.echo(f"\nnothing was run; without --dry-run it goes to {config.directory()}")
 
@@ -88,3 +89,9 @@ def _range(sizes: Sequence[float]) -> str:
 def _task(hospitals: Federation, index: int) -> str:
     task = hospitals.tasks[index]
     return f"{task.id} ({task.title})" if task.title else task.id
+
+
+def _privacy(cost: Forecast) -> Iterator[str]:
+    """What the whole run would let out, where a mechanism claims an ε."""
+    if cost.privacy:
+        yield f"privacy      {cost.privacy}"

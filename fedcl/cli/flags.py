@@ -62,6 +62,8 @@ FLAGS = (
     Flag("batch-size", "train.batch_size", "INT", "32", "Samples of a step", _TRAIN),
     Flag("lr", "train.lr", "FLOAT", "0.05", "Learning rate", _TRAIN),
     Flag("compress", "federation.compress", "NAME", "none", "Of updates: int8, topk, sparse", _TRAIN),
+    Flag("privacy", "privacy.mechanism", "NAME", "none", "dp-sgd, secagg …; a+b combines", _TRAIN),
+    Flag("max-epsilon", "privacy.max_epsilon", "FLOAT", "0.0", "No round goes above; 0: no limit", _TRAIN),
     Flag("seed", "seed", "INT", "0", "All draws follow from it", _WHERE),
     Flag("threads", "run.threads", "INT", "1", "torch threads; 0 is torch's choice", _WHERE),
     Flag("runtime", "run.runtime", "NAME", "inline", "or processes, ray, superlink", _WHERE),
@@ -77,7 +79,14 @@ FLAGS = (
 
 
 # Flags whose value is a plug-in's name: the shell completes it.
-_NAMES = {"dataset": "datasets", "model": "models", "method": "methods", "growth": "growth", "compress": "compression"}
+_NAMES = {
+    "dataset": "datasets",
+    "model": "models",
+    "method": "methods",
+    "growth": "growth",
+    "compress": "compression",
+    "privacy": "privacy",
+}
 
 
 def name_of(key: str) -> str:
@@ -100,16 +109,20 @@ def mistakes(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of the table: its `flags` gets those that were typed, {key: text}."""
+    """Give a command the flags of the table: its `flags` gets those that were typed, {key: text}.
+
+    A flag that the command has itself is the command's.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+    rest = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
+    flags = [flag for flag in FLAGS if flag.name not in {p.name for p in own}]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        texts = {flag.key: given.pop(flag.name.replace("-", "_")) for flag in FLAGS}
+        texts = {flag.key: given.pop(flag.name.replace("-", "_")) for flag in flags}
         command(flags={key: text for key, text in texts.items() if text is not None}, **given)
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    rest = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "flags"]
-    parameters = [*map(_parameter, FLAGS), *rest]
+    parameters = [*map(_parameter, flags), *rest]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run

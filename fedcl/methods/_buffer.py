@@ -98,6 +98,15 @@ def balanced(ctx: Context, new: Mapping[str, Tensor], memory: Memory, size: int,
     return _put(torch.tensor(slots), new, memory)
 
 
+def independent(ctx: Context, new: Mapping[str, Tensor], memory: Memory, share: float) -> Memory:
+    """Keep each sample with the same chance, whatever the others are: the buffer grows with every task."""
+    chosen = torch.rand(len(new["y"]), generator=ctx.generator, dtype=torch.float64) < share
+    kept = {key: value[chosen.to(value.device)] for key, value in new.items()}
+    if "y" in memory:
+        kept = {key: torch.cat([memory[key], value]) for key, value in kept.items()}
+    return memory | kept | {"filled": torch.tensor(len(kept["y"]))}
+
+
 def draw(ctx: Context, memory: Memory, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """Samples drawn with replacement, and whether there are any: (each [count, …], 0-d bool)."""
     filled = memory["filled"].cpu()  # where the generator is

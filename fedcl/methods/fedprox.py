@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from fedcl.contracts import Context, Memory, Method, Params
 
@@ -25,6 +26,7 @@ class FedProx(Method):
     """
 
     strength: float = 0.1
+    records: ClassVar[Literal["none"]] = "none"
 
     def __post_init__(self) -> None:
         if self.strength < 0:

@@ -1,6 +1,7 @@
 """No protection: each task is simply trained. The lower bound that every method is held against."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from fedcl.contracts import Method
 
@@ -8,3 +9,5 @@ from fedcl.contracts import Method
 @dataclass(frozen=True)
 class Finetune(Method):
     """Plain training."""
+
+    records: ClassVar[Literal["none"]] = "none"

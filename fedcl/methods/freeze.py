@@ -6,6 +6,7 @@ no data; sends the parameters that moved.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from fedcl.contracts import Method
 
@@ -19,6 +20,7 @@ class Freeze(Method):
     """
 
     after: int = 1
+    records: ClassVar[Literal["none"]] = "none"
 
     def __post_init__(self) -> None:
         if self.after < 0:

@@ -7,7 +7,7 @@ known or not; keeps no data; sends nothing beside parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -27,6 +27,7 @@ class L2(Quadratic):
 
     strength: float = 0.1
     form: Literal["merged", "separate", "online", "last"] = "last"
+    records: ClassVar[Literal["none"]] = "none"
 
     def measure(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Params:
         """Ones."""

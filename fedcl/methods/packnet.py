@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class PackNet(Method):
     keep: float = 0.4
     retrain: float = 0.4
     masks: ClassVar[Masks] = "weights"
+    records: ClassVar[Literal["none"]] = "none"
     needs_before: ClassVar[bool] = True
     edits_last: ClassVar[bool] = True
 

@@ -35,6 +35,7 @@ class Scaffold(Method):
     strength: float = 1.0
     momentum: float = 0.9
     sends: ClassVar[Literal["task", "round"]] = "round"
+    records: ClassVar[Literal["none"]] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1 or not 0 <= self.momentum < 1:

@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fedcl.contracts import Batch, Context, Memory, Params, Step, role
 from fedcl.methods._quadratic import Quadratic
@@ -30,6 +30,7 @@ class SI(Quadratic):
     strength: float = 1.0
     damping: float = 0.1
     needs_before: ClassVar[bool] = True
+    records: ClassVar[Literal["none"]] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

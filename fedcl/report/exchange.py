@@ -60,33 +60,6 @@ def sent(result: Result) -> list[Table]:
     return [Table(caption, ("Message", "To a hospital", "Bytes", "From a hospital", "Bytes"), rows)]
 
 
-def terms(result: Result) -> list[str]:
-    """What protects the hospitals in this run, and what does not."""
-    try:
-        config = Config.model_validate(tomllib.loads((result.path / "config.toml").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return []
-    kind = config.federation.kind
-    if kind in ("central", "joint"):
-        return [f"A bound, not a federation ({kind}): all hospitals' data are in one place."]
-    told = [
-        "The server sees each hospital's own message: there is no secure aggregation, and no noise is added, so no ε.",
-        "Updates can tell about the samples that made them (gradient inversion, membership inference); smaller "
-        "hospitals are told about more.",
-    ]
-    if kind == "local":
-        told.append("Nothing is averaged: each hospital has a model of its own, which the server keeps for it.")
-    if config.model.heads == "task" and infer.resolve(config.model.infer) == "prototypes":
-        told.append(
-            "Inferring the task by prototypes sends sums over samples, in effect class means; a class of which a "
-            "hospital has fewer than 5 training samples is withheld. The rules entropy and energy send nothing."
-        )
-    kept = result.metrics.get("memory_per_hospital", float("nan"))
-    if np.isfinite(kept):
-        told.append(f"What a method remembers stays at the hospital: {size(kept)} at most.")
-    return told
-
-
 def _contents(config: Config, hooks: Collection[str], method: dict[str, object]) -> dict[str, tuple[str, str]]:
     """Phase → (to a hospital, from a hospital)."""
     stays = config.federation.merger == "personal"

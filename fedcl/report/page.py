@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcl.report import exchange, figures, nets, plan, rounds, sites, tables
+from fedcl.report import exchange, figures, nets, plan, privacy, rounds, sites, tables
 from fedcl.report.layout import Section, Tile, Top, document, fragment
 from fedcl.report.tables import share
 from fedcl.results import Result
@@ -86,8 +86,9 @@ def _around(result: Result) -> list[Section]:
         Section(
             "privacy",
             "What each party sees",
-            tables=exchange.sent(result),
-            text=fragment("words.html", words=exchange.terms(result)),
+            figures=privacy.spent(result),
+            tables=[*privacy.budgets(result), *privacy.audit(result), *exchange.sent(result)],
+            text=fragment("words.html", words=privacy.words(result)),
             short="Privacy",
         ),
         Section("alarms", "Alarms", tables=tables.alarm_table(result)),

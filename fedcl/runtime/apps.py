@@ -59,6 +59,7 @@ def client_app(client: Client) -> ClientApp:
     app.train()(act)
     app.evaluate()(act)
     app.query("consolidate")(act)
+    app.query("mask")(act)
 
     @app.query("identify")
     def identify(message: Message, context: Context) -> Message:

@@ -13,7 +13,7 @@ import fedcl
 from fedcl.contracts import Answer, FedclError, Job
 from fedcl.runtime import compat, wire
 
-_TYPES = {"train": "train", "consolidate": "query.consolidate", "evaluate": "evaluate"}
+_TYPES = {"train": "train", "consolidate": "query.consolidate", "evaluate": "evaluate", "mask": "query.mask"}
 IDENTIFY = "query.identify"
 
 

@@ -67,7 +67,7 @@ def client_app(setup: Setup, patience: float) -> ClientApp:
     """A ClientApp that leaves the work to the one that its process keeps; small, it travels with every message."""
     app = ClientApp()
     act = functools.partial(answer, setup, patience)
-    for register in (app.train(), app.evaluate(), app.query("consolidate"), app.query("identify")):
+    for register in (app.train(), app.evaluate(), app.query("consolidate"), app.query("mask"), app.query("identify")):
         register(act)
     return app
 

@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def decode_arrays(record: ArrayRecord) -> Params:
 
 def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayRecord | None = None) -> RecordDict:
     """A Job as a message's content; `arrays` and `broadcast`, where given, are ready encodings of the Job's."""
-    head = {
+    head: dict[str, Any] = {
         "phase": job.phase,
         "stage": job.stage,
         "round": job.round,
@@ -102,10 +103,14 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
         "seen": list(job.seen),
         "flags": list(job.flags),
     }
+    if job.terms:
+        head["terms"] = dict(job.terms)
     content = RecordDict({"job": ConfigRecord({"json": json.dumps(head)})})
     if job.keep:
         content[_KEEP] = ConfigRecord({"versions": list(job.keep)})
     content["arrays"] = encode_arrays(job.arrays) if arrays is None else arrays
+    if job.sealed:
+        content["sealed"] = encode_arrays(job.sealed)
     if job.broadcast:
         content["broadcast"] = encode_arrays(job.broadcast) if broadcast is None else broadcast
     return content
@@ -115,6 +120,7 @@ def decode_job(content: RecordDict) -> Job:
     """The reverse of `encode_job`."""
     head = json.loads(str(content.config_records["job"]["json"]))
     broadcast, keep = content.array_records.get("broadcast"), content.config_records.get(_KEEP)
+    sealed = content.array_records.get("sealed")
     return Job(
         phase=head["phase"],
         stage=head["stage"],
@@ -127,6 +133,8 @@ def decode_job(content: RecordDict) -> Job:
         past=tuple(head["past"]),
         seen=tuple(head["seen"]),
         flags=tuple(head["flags"]),
+        terms=head.get("terms", {}),
+        sealed=decode_arrays(sealed) if sealed is not None else {},
         keep=tuple(keep["versions"]) if keep else (),  # type: ignore[arg-type]
     )
 

@@ -1,0 +1,90 @@
+"""A hospital's part in a masked sum: what it answers in each phase, and what it remembers from one to the next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedcl.contracts import Job, Memory, Params, Update, role
+from fedcl.masking import party
+from fedcl.masking.records import Advertised, Delivery, Masked, Refused, Request, Roster, Shared, packed, unpacked
+from fedcl.masking.roster import Terms
+from fedcl.masking.vectors import by_part, length
+from fedcl.privacy.secagg import SecAgg
+
+KEYS, SHARES, UNMASK = "keys", "shares", "unmask"  # the phases beside training, as flags of a Job
+FIGURES = "figures"  # the part that is about all of an update
+SESSION = "session"
+_STATE = "secagg/"  # in the client's memory
+
+
+def parts(arrays: Params) -> dict[str, Params]:
+    """What is summed, by part: the trunk "trunk", tasks' modules, and figures."""
+    found = by_part(arrays, lambda name: role(name) or "trunk")
+    return found | {FIGURES: {"clipped": torch.zeros(()), "loss": torch.zeros(())}}
+
+
+def lengths(arrays: Params) -> dict[str, int]:
+    """Entries of each part's vector."""
+    return {name: length(own) for name, own in parts(arrays).items()}
+
+
+def answer(client: int, job: Job, memory: Memory, rule: SecAgg | None) -> tuple[Update, Memory]:
+    """A phase beside training: (what is sent, the client's memory).
+
+    Raises:
+        Refused: the hospital does not go on with this sum.
+    """
+    if rule is None:
+        raise Refused("this hospital's config names no secure aggregation")
+    state, rest = _own(memory)
+    if job.flags == (KEYS,):
+        wanted = {name.partition("/")[2]: int(v) for name, v in job.sealed.items() if name != SESSION}
+        session = bytes(job.sealed[SESSION].tolist())
+        new, said = party.advertise(session, client, wanted, Terms(rule.cohort))
+        return _sent(client, packed(said)), rest | _kept(packed(new))
+    if job.flags == (SHARES,):
+        shared, sealed = party.share(unpacked(Advertised, state), unpacked(Roster, job.sealed))
+        return _sent(client, packed(sealed)), rest | _kept(packed(shared))
+    reveal = party.unmask(unpacked(Masked, state), unpacked(Request, job.sealed))
+    return _sent(client, packed(reveal)), rest
+
+
+def hide(update: Update, job: Job, memory: Memory, rule: SecAgg) -> tuple[Update, Memory]:
+    """An update of training as masked vectors."""
+    state, rest = _own(memory)
+    shared = unpacked(Shared, state)
+    numbers = rule.numbers(len(shared.roster.adverts))
+    vectors, cut = {}, 0
+    whole = parts(update.arrays)
+    whole.pop(FIGURES)
+    for name, own in whole.items():
+        vectors[name], clipped = numbers.encode(own, update.weight)
+        cut += clipped
+    told = {"clipped": torch.tensor(float(cut)), "loss": torch.tensor(update.metrics.get("loss", 0.0))}
+    vectors[FIGURES], _ = numbers.encode(told, update.weight)
+    new, masked = party.mask(shared, unpacked(Delivery, job.sealed), vectors)
+    return replace(update, arrays=masked, weight=0.0, metrics={}, extras={}), rest | _kept(packed(new))
+
+
+def fresh() -> Tensor:
+    """What names a round's sum: never used before."""
+    return torch.frombuffer(bytearray(os.urandom(32)), dtype=torch.uint8)
+
+
+def _own(memory: Memory) -> tuple[Memory, Memory]:
+    """(what the last phase left, all else)."""
+    state = {key.removeprefix(_STATE): value for key, value in memory.items() if key.startswith(_STATE)}
+    return state, {key: value for key, value in memory.items() if not key.startswith(_STATE)}
+
+
+def _kept(state: Mapping[str, Tensor]) -> Memory:
+    return {_STATE + key: value for key, value in state.items()}
+
+
+def _sent(client: int, arrays: Params) -> Update:
+    return Update(client, arrays, 0.0, {})
