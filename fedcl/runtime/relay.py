@@ -26,6 +26,7 @@ _FIRST = ("query.identify", "query.survey")  # what a hospital is asked before a
 @client.train()
 @client.evaluate()
 @client.query("consolidate")
+@client.query("mask")
 @client.query("identify")
 @client.query("survey")
 def act(message: Message, context: Context) -> Message:

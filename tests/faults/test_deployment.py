@@ -128,12 +128,16 @@ def _patient(config: Config):
     return simulate(config)
 
 
-def test_compressed_updates_over_the_wire_are_those_of_an_inline_run(deployment, tmp_path):
-    """With what a hospital still owes in its own store, in the second round."""
-    topk = {"federation": {"compress": "topk"}, "compression": {"topk": {"keep": 0.2}}}
-    changes = {"train": {"rounds": 2}, "stream": {"tasks": 1, "classes": [[0, 1, 2]]}}
-    inline = simulate(_config(tmp_path / "inline", None, **merged(changes, **topk)))
-    assert_same(inline, simulate(_config(tmp_path / "run", deployment, **merged(changes, **topk))))
+TOPK = {"federation": {"compress": "topk"}, "compression": {"topk": {"keep": 0.2}}}
+SUMS = {"privacy": {"mechanism": "dp-sgd+secagg"}, "mechanisms": {"dp-sgd": {"noise": 1.0}, "secagg": {"cohort": 2}}}
+
+
+@pytest.mark.parametrize("changes", [TOPK, SUMS], ids=["compressed", "private and summed"])
+def test_what_goes_over_the_wire_is_what_goes_inline(deployment, tmp_path, changes):
+    """With what a hospital still owes in its own store, in the second round; with all phases of a masked sum."""
+    changes = merged(changes, train={"rounds": 2}, stream={"tasks": 1, "classes": [[0, 1, 2]]})
+    inline = simulate(_config(tmp_path / "inline", None, **changes))
+    assert_same(inline, simulate(_config(tmp_path / "run", deployment, **changes)))
 
 
 class Fateful(Method):

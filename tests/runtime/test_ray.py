@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(unclosed file|subprocess):ResourceWarning"),
 ]
 RAY = {"runtime": "ray", "workers": 2}
+SUMS = {"privacy": {"mechanism": "dp-sgd+secagg"}, "mechanisms": {"dp-sgd": {"noise": 1.0}}}  # all kinds of messages
 KEPT = {"reset": "never", "optimizer": "adam", "lr": 0.01}  # so that each hospital's own memory matters
 
 
@@ -71,7 +72,7 @@ def _has(file: Path, token: bytes) -> bool:
 
 def test_ray_gives_the_numbers_of_inline(run, tmp_path):
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "RAY_AUTH_TOKEN")}
-    one, two = run("inline", train=KEPT), run("ray", train=KEPT, run=RAY)
+    one, two = run("inline", train=KEPT, **SUMS), run("ray", train=KEPT, **SUMS, run=RAY)
     assert_same(one, two)
     assert not left()
     assert not (tmp_path / "ray/.federation").exists()
