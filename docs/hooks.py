@@ -25,12 +25,15 @@ POINTS = {
     "merger": ("A merger", ["fedcl.contracts.Aggregator"]),
     "growth": ("A rule of growth", ["fedcl.contracts.Moment", "fedcl.structure"]),
     "compression": ("A compression", ["fedcl.protocols.Compression"]),
+    "privacy": ("A privacy mechanism", ["fedcl.mechanism.Mechanism", "fedcl.mechanism.Trainer"]),
 }
+SMALLEST = {"compression": "sparse.py", "privacy": "not_sending.py"}  # of fedcl's own, where there is no template
 REFERENCE = {
     "python": ("From Python", ["fedcl.simulation.simulate", "fedcl.results.Result", "fedcl.export", "fedcl.config"]),
     "methods": ("Methods", ["methods"]),
     "rules": ("Rules of the server", ["aggregators", "mergers", "compression"]),
     "growth": ("Growth", ["growth"]),
+    "privacy": ("Privacy", ["privacy", "fedcl.mechanism", "fedcl.accounting.ledger", "fedcl.masking", "attacks"]),
     "models": ("Models", ["models"]),
     "datasets": ("Data sets", ["datasets"]),
     "contracts": (
@@ -96,7 +99,7 @@ def _point(kind: str, title: str, described: list[str]) -> str:
         parts += [f"`fedcl new {kind} my_{kind}` writes this file, `my_{kind}.py`:", _starter(template, kind)]
         parts += ["and its test:", _starter(template.with_name(f"{kind}_test.txt"), kind)]
     else:
-        parts += ["The smallest of fedcl's own:", _fence((PACKAGE / kind / "sparse.py").read_text(encoding="utf-8"))]
+        parts += ["The smallest of fedcl's own:", _fence((PACKAGE / kind / SMALLEST[kind]).read_text(encoding="utf-8"))]
     links = ", ".join(f"[`{name}`][{name}]" for name in described)
     return "\n\n".join([*parts, *([f"What it fills and is handed: {links}."] if links else [])])
 
