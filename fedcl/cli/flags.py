@@ -19,7 +19,7 @@ class Flag(NamedTuple):
 
     name: str
     key: str  # of the config
-    metavar: str
+    metavar: str  # "" is a switch
     default: str
     help: str
     panel: str
@@ -64,6 +64,7 @@ FLAGS = (
     Flag("compress", "federation.compress", "NAME", "none", "Of updates: int8, topk, sparse", _TRAIN),
     Flag("privacy", "privacy.mechanism", "NAME", "none", "dp-sgd, secagg …; a+b combines", _TRAIN),
     Flag("max-epsilon", "privacy.max_epsilon", "FLOAT", "0.0", "No round goes above; 0: no limit", _TRAIN),
+    Flag("secure-rng", "privacy.secure_rng", "", "False", "Noise that no seed repeats", _TRAIN),
     Flag("seed", "seed", "INT", "0", "All draws follow from it", _WHERE),
     Flag("threads", "run.threads", "INT", "1", "torch threads; 0 is torch's choice", _WHERE),
     Flag("runtime", "run.runtime", "NAME", "inline", "or processes, ray, superlink", _WHERE),
@@ -120,7 +121,8 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         texts = {flag.key: given.pop(flag.name.replace("-", "_")) for flag in flags}
-        command(flags={key: text for key, text in texts.items() if text is not None}, **given)
+        typed = {key: "true" if text is True else text for key, text in texts.items()}
+        command(flags={key: text for key, text in typed.items() if text not in (None, False)}, **given)
 
     parameters = [*map(_parameter, flags), *rest]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -131,16 +133,16 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(flag: Flag) -> inspect.Parameter:
     option = typer.Option(
         f"--{flag.name}",
-        metavar=flag.metavar,
-        help=f"{flag.help} ({flag.default})",
+        metavar=flag.metavar or None,
+        help=f"{flag.help} ({flag.default})" if flag.metavar else flag.help,
         rich_help_panel=flag.panel,
         show_default=False,
         autocompletion=_completion(_NAMES[flag.name]) if flag.name in _NAMES else None,
     )
-    name = flag.name.replace("-", "_")
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
-    )
+    name, kind = flag.name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY
+    if not flag.metavar:
+        return inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, option])
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, option])
 
 
 def _completion(kind: str) -> Callable[[], list[str]]:
