@@ -23,7 +23,6 @@ from fedcl.runtime import compat, flower, packing
 from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
 _LOOK = 0.5  # seconds between two looks at the SuperNode
-_START = 300.0  # seconds for a worker to load a hospital's data
 
 
 class Desk:
@@ -92,7 +91,7 @@ class Desk:
         node, described = self._node, str(context.run_config["federation"])
         setup = Setup(text, None, str(store.absolute()), node.device, node.threads, node.index, node.data, described)
         self._worker.setup(setup)
-        self._hear(_START)
+        self._hear(node.start_timeout)
         self._digest = digest
 
     def _hear(self, seconds: float) -> Any:

@@ -44,6 +44,8 @@ class HospitalNode(BaseModel):
     """Folder of the hospital's own data; empty where each hospital simulates its part of a public data set."""
     device: str = "cpu"
     threads: int = 1
+    start_timeout: float = 300.0
+    """Seconds for its worker to start and to load the data; one that takes longer is replaced."""
     insecure: bool = False
 
 

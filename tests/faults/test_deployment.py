@@ -55,7 +55,7 @@ def deployment(tmp_path_factory):
     layout.write(folder, 2, "127.0.0.1", _free_port(), "", insecure=False)
     for index in range(2):
         node = nodes.read(HospitalNode, folder / f"hospital-{index}")
-        nodes.write(node.model_copy(update={"port": _free_port()}), folder / f"hospital-{index}")
+        nodes.write(node.model_copy(update={"port": _free_port(), "start_timeout": 40.0}), folder / f"hospital-{index}")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(TESTS)  # the plug-ins of the tests
     rehearsal.up(folder)
