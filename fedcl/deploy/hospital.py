@@ -22,6 +22,7 @@ from fedcl.deploy.nodes import HospitalNode
 from fedcl.runtime import compat, flower, packing
 from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
+_SILENT = 30.0  # seconds for a visitor to say what it came for
 _LOOK = 0.5  # seconds between two looks at the SuperNode
 
 
@@ -133,6 +134,8 @@ def _serve(desk: Desk, visitor: socket.socket) -> None:
     """One message of one visitor; one that goes away early takes its message along."""
     visitor.settimeout(None)
     with Connection(visitor.detach()) as connection, contextlib.suppress(EOFError, OSError):
+        if not connection.poll(_SILENT):  # others wait behind it
+            return
         message, context = connection.recv()
         outcome = desk.answer(compat.request(message, packing.unpack(message.content)), context)
         if outcome.reply is not None and outcome.reply.has_content():
