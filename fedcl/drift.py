@@ -27,7 +27,7 @@ class Drift:
     """
 
     def __init__(self) -> None:
-        self._signs = torch.empty(0)
+        self._signs, self._signed = torch.empty(0), torch.empty(0)
         self._parts: dict[str, dict[int, tuple[float, Tensor]]] = {}
 
     def add(self, update: Update) -> None:
@@ -49,13 +49,16 @@ class Drift:
         size = -(-len(flat) // WIDTH) * WIDTH
         if len(self._signs) < size:
             generator = torch.Generator().manual_seed(0)
-            self._signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8) * 2 - 1
-        padded = torch.nn.functional.pad(flat, (0, size - len(flat)))
-        return (padded * self._signs[:size]).view(-1, WIDTH).sum(0)
+            self._signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8).float() * 2 - 1
+            self._signed = torch.zeros(size)  # written anew for each update: memory that is there already is quicker
+        signed = self._signed[:size]
+        torch.mul(flat, self._signs[: len(flat)], out=signed[: len(flat)])
+        signed[len(flat) :] = 0
+        return signed.view(-1, WIDTH).sum(0)
 
 
 def _flat(deltas: Params) -> Tensor:
-    return torch.cat([deltas[name].detach().float().flatten() for name in sorted(deltas)]).cpu()
+    return torch.cat([deltas[name].detach().flatten() for name in sorted(deltas)]).float().cpu()
 
 
 def _compare(found: dict[int, tuple[float, Tensor]]) -> Iterator[dict[str, Any]]:
