@@ -61,7 +61,7 @@ class Client:
         self._grows = config.model.growth != "none"
 
     def run(self, client: int, job: Job) -> Update:
-        """Do one Job in the name of a client."""
+        """Do one Job in the name of a client; what it returns may lie in the net's memory, until the next Job."""
         evaluates = job.phase == "evaluate"
         memory = start = (
             {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))

@@ -28,9 +28,10 @@ def parts(arrays: Params) -> dict[str, Params]:
     return found | {FIGURES: {"clipped": torch.zeros(()), "loss": torch.zeros(())}}
 
 
-def lengths(arrays: Params) -> dict[str, int]:
-    """Entries of each part's vector."""
-    return {name: length(own) for name, own in parts(arrays).items()}
+def opening(session: Tensor, arrays: Params) -> Memory:
+    """What the server begins a sum with: its session, and how long each part's vector is to be."""
+    entries = {f"length/{name}": torch.tensor(length(own)) for name, own in parts(arrays).items()}
+    return {SESSION: session, **entries}
 
 
 def answer(client: int, job: Job, memory: Memory, rule: SecAgg | None) -> tuple[Update, Memory]:
@@ -59,14 +60,14 @@ def hide(update: Update, job: Job, memory: Memory, rule: SecAgg) -> tuple[Update
     state, rest = _own(memory)
     shared = unpacked(Shared, state)
     numbers = rule.numbers(len(shared.roster.adverts))
-    vectors, cut = {}, 0
+    vectors, cut, entries = {}, 0, 0
     whole = parts(update.arrays)
     whole.pop(FIGURES)
     for name, own in whole.items():
         vectors[name], clipped = numbers.encode(own, update.weight)
-        cut += clipped
-    told = {"clipped": torch.tensor(float(cut)), "loss": torch.tensor(update.metrics.get("loss", 0.0))}
-    vectors[FIGURES], _ = numbers.encode(told, update.weight)
+        cut, entries = cut + clipped, entries + len(vectors[name]) - 1
+    told = {"clipped": torch.tensor(cut / max(entries, 1)), "loss": torch.tensor(update.metrics.get("loss", 0.0))}
+    vectors[FIGURES], _ = rule.figures(len(shared.roster.adverts)).encode(told, update.weight)
     new, masked = party.mask(shared, unpacked(Delivery, job.sealed), vectors)
     return replace(update, arrays=masked, weight=0.0, metrics={}, extras={}), rest | _kept(packed(new))
 

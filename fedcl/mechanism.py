@@ -108,6 +108,10 @@ class Trainer(Mechanism):
         """Records of a step, on average: the sum of gradients is divided by it."""
         raise NotImplementedError(f"{type(self).__name__} has no size")
 
+    def touches(self, samples: int, batch_size: int, epochs: int) -> int:
+        """How many steps of a round can touch one record."""
+        raise NotImplementedError(f"{type(self).__name__} has no touches")
+
     def rows(self, samples: int, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Tensor]:
         """The rows of each step of a round, int64, maybe none."""
         raise NotImplementedError(f"{type(self).__name__} has no rows")

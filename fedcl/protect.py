@@ -112,9 +112,9 @@ class Protection:
         """What the whole run will have let out at its end, where every client that is asked answers."""
         if self._ledger is None:
             return None
-        return self._ledger.projected([one for asked in self.all() for one in self.guard.releases(asked)])
+        return self._ledger.projected([one for asked in self.whole() for one in self.guard.releases(asked)])
 
-    def all(self) -> list[Asked]:
+    def whole(self) -> list[Asked]:
         """What the Jobs of the whole run reach, where every client that is asked answers."""
         plan, schedule, rounds = self._plan, self._federation.schedule, self._config.train.rounds
         state = State([Group(clients) for clients in self._federation.groups])
@@ -189,7 +189,7 @@ def build(config: Config, federation: Federation, plan: Plan, net: nn.Module, ru
     guard = privacy.build(config, plan.method)
     guard.fits(net, _smallest(config, federation))
     empty = Protection(config, federation, plan, guard)
-    whole = empty.all() if guard else []
+    whole = empty.whole() if guard else []
 
     def cost(other: Guard) -> float:
         book = ledger(config, federation, other)

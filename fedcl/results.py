@@ -38,6 +38,15 @@ class TaskInfo(NamedTuple):
     classes: tuple[int, ...]  # global class ids
 
 
+def small(run: Path, name: str) -> dict[str, Any]:
+    """A small JSON file of a run directory; empty if it is not there or cut short."""
+    try:
+        content = json.loads((run / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """The lines of a metrics.jsonl, of which the last may be cut short by an interruption.
 

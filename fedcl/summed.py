@@ -6,17 +6,21 @@ server does with them, it does with the sum.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
+from typing import TypeVar
 
 from fedcl import masked
 from fedcl.contracts import Answer, Ask, FedclError, Job, Memory, Params, Update
 from fedcl.masking import sums
-from fedcl.masking.records import Advert, Delivery, Reveal, Sealed, packed, unpacked
-from fedcl.masking.roster import Terms
+from fedcl.masking.records import Advert, Reveal, Sealed, packed, unpacked
+from fedcl.masking.roster import Record, Terms
+from fedcl.masking.sums import Sums
 from fedcl.privacy.secagg import SecAgg
+
+R = TypeVar("R")
+M = TypeVar("M", bound=Record)
 
 
 @dataclass
@@ -59,6 +63,9 @@ class Summed:
                 yield Answer(client, None, talk.errors[client], down, up)
                 continue
             like = self._expected(job)
+            if closed := [name for name in like if name not in means]:
+                yield Answer(client, None, f"too few hospitals were left to sum {closed[0]} over", down, up)
+                continue
             own = {name: means[name] for name in like}
             told = {"loss": float(means["loss"]), "secagg/clipped": float(means["clipped"])}
             yield Answer(client, Update(client, own, weights, told, version=talk.versions[client]), "", down, up)
@@ -66,59 +73,72 @@ class Summed:
     def _sum(self, asked: Mapping[int, Job], talk: _Talk, timeout: float) -> tuple[Params, float]:
         """(the mean of everything by name, the mean weight)."""
         session, likes = masked.fresh(), {client: self._expected(job) for client, job in asked.items()}
-        opening = {
-            client: {masked.SESSION: session}
-            | {f"length/{name}": torch.tensor(n) for name, n in masked.lengths(like).items()}
-            for client, like in likes.items()
-        }
-        said = self._phase(masked.KEYS, asked, opening, talk, timeout)
-        adverts = {client: unpacked(Advert, arrays) for client, arrays in said.items()}
+        opening = {client: masked.opening(session, like) for client, like in likes.items()}
+
+        def phase(
+            name: str, kind: type[M], content: Mapping[int, Memory], check: Callable[[int, M], None]
+        ) -> dict[int, M]:
+            jobs = {
+                client: replace(asked[client], phase="mask", arrays={}, broadcast={}, flags=(name,), sealed=sealed)
+                for client, sealed in content.items()
+            }
+
+            def read(client: int, arrays: Params) -> M:
+                said = unpacked(kind, arrays)
+                check(client, said)
+                return said
+
+            return self._exchange(jobs, talk, timeout, read)
+
+        adverts = phase(masked.KEYS, Advert, opening, sums.check_advert)
         roster = sums.roster(bytes(session.tolist()), adverts, Terms(self._rule.cohort))
         if refused := roster.refused(adverts):
             part, why = next(iter(refused.items()))
             raise FedclError(f"secagg: part {part!r} {why}; an owner alone would show what it learned")
-        said = self._phase(masked.SHARES, asked, dict.fromkeys(adverts, packed(roster)), talk, timeout)
-        delivered = sums.deliver(roster, {client: unpacked(Sealed, arrays) for client, arrays in said.items()})
-        vectors = self._train(asked, delivered, talk, timeout)
-        request = sums.request(roster, tuple(delivered), vectors)
-        said = self._phase(masked.UNMASK, asked, dict.fromkeys(vectors, packed(request)), talk, timeout)
-        reveals = {client: unpacked(Reveal, arrays) for client, arrays in said.items()}
-        found = sums.opened(roster, request, vectors, reveals)
-        for client in vectors:
+        whole = dict.fromkeys(adverts, packed(roster))
+        sealed = phase(masked.SHARES, Sealed, whole, functools.partial(sums.check_sealed, roster))
+        shared = sums.deliver(roster, sealed)
+
+        def vectors(client: int, arrays: Params) -> Params:
+            sums.check_masked(roster, tuple(shared), client, arrays)
+            return arrays
+
+        trained = {client: replace(asked[client], sealed=packed(text)) for client, text in shared.items()}
+        hidden = self._exchange(trained, talk, timeout, vectors)
+        request = sums.request(roster, tuple(shared), hidden)
+        whole = dict.fromkeys(hidden, packed(request))
+        reveals = phase(masked.UNMASK, Reveal, whole, functools.partial(sums.check_reveal, roster, request))
+        for client in hidden:
             talk.errors.pop(client, None)  # who did not unmask is in the sum all the same
-        numbers, means, weight = self._rule.numbers(len(adverts)), Params(), 0.0
+        return self._read(sums.opened(roster, request, hidden, reveals), likes, len(adverts))
+
+    def _read(self, found: Sums, likes: Mapping[int, Params], parties: int) -> tuple[Params, float]:
+        """What the sums say."""
+        means, weight = Params(), 0.0
         shapes = {name: like for every in likes.values() for name, like in masked.parts(every).items()}
         for part, total in found.totals.items():
-            mean, weight_of = numbers.decode(total, shapes[part])
+            figures = part == masked.FIGURES
+            numbers = self._rule.figures(parties) if figures else self._rule.numbers(parties)
+            mean, weights = numbers.decode(total, shapes[part])
             means |= mean
-            weight = weight_of / len(found.parties[part]) if part == masked.FIGURES else weight
+            weight = weights / len(found.parties[part]) if figures else weight
         return means, weight
 
-    def _phase(
-        self, name: str, asked: Mapping[int, Job], sealed: Mapping[int, Memory], talk: _Talk, timeout: float
-    ) -> dict[int, Params]:
-        """One phase beside training: what came, by client."""
-        jobs = [
-            (client, replace(asked[client], phase="mask", arrays={}, broadcast={}, flags=(name,), sealed=content))
-            for client, content in sealed.items()
-        ]
-        return self._exchange(jobs, talk, timeout)
-
-    def _train(
-        self, asked: Mapping[int, Job], delivered: Mapping[int, Delivery], talk: _Talk, timeout: float
-    ) -> dict[int, Params]:
-        jobs = [(client, replace(asked[client], sealed=packed(text))) for client, text in delivered.items()]
-        return self._exchange(jobs, talk, timeout)
-
-    def _exchange(self, jobs: Sequence[tuple[int, Job]], talk: _Talk, timeout: float) -> dict[int, Params]:
+    def _exchange(
+        self, jobs: Mapping[int, Job], talk: _Talk, timeout: float, read: Callable[[int, Params], R]
+    ) -> dict[int, R]:
+        """One phase: what came, by client. Who is silent, or says what does not fit, has dropped out."""
         found = {}
-        now = [(client, replace(job, version=talk.versions[client])) for client, job in jobs]
+        now = [(client, replace(job, version=talk.versions[client])) for client, job in jobs.items()]
         for answer in self._ask(now, timeout):
             talk.down[answer.client] = talk.down.get(answer.client, 0) + answer.bytes_down
             talk.up[answer.client] = talk.up.get(answer.client, 0) + answer.bytes_up
             if answer.update is None:
                 talk.errors[answer.client] = answer.error or "no answer"
-            else:
-                talk.versions[answer.client] = answer.update.version
-                found[answer.client] = answer.update.arrays
+                continue
+            talk.versions[answer.client] = answer.update.version
+            try:
+                found[answer.client] = read(answer.client, answer.update.arrays)
+            except FedclError as error:
+                talk.errors[answer.client] = str(error)
         return found

@@ -1,10 +1,9 @@
 """What a run's final model tells about who was trained on: one number for each run of a comparison.
 
-Where `fedcl attack` was run on it, its result stands in `attacks/results.json`: the AUC under the key "membership",
-as a number or as a table with "auc". Otherwise it is the AUC of the loss threshold (Yeom et al. 2018) over the
-training and the test samples of all tasks and hospitals, the task known, with one threshold for all. It needs no other
-models, and is a lower bound of what shows: an attack with shadow models (LiRA) finds more, most of all at few false
-positives. ½ is chance.
+Where `fedcl attack` was run on it, that is LiRA's AUC at the final model, of `attacks/results.json`. Otherwise it is
+the AUC of the loss threshold (Yeom et al. 2018) over the training and the test samples of all tasks and hospitals, the
+task known, with one threshold for all. It needs no other models, and is a lower bound of what shows: an attack with
+shadow models (LiRA) finds more, most of all at few false positives. ½ is chance.
 
 References:
     Yeom, Giacomelli, Fredrikson, Jha. Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting. CSF
@@ -27,6 +26,7 @@ from fedcl.attacks import roc
 from fedcl.attacks.confidence import confidence
 from fedcl.contracts import Samples
 from fedcl.federation import Federation
+from fedcl.results import small
 
 FIGURE = "membership_auc"
 _ATTACKS, _THRESHOLD = "attacks/results.json", "attacks/threshold.json"
@@ -34,10 +34,7 @@ _ATTACKS, _THRESHOLD = "attacks/results.json", "attacks/threshold.json"
 
 def read(run: Path) -> dict[str, float]:
     """The figure by its name; empty where nothing was measured."""
-    known = _load(run / _ATTACKS).get("membership")
-    value = known.get("auc") if isinstance(known, dict) else known
-    if not isinstance(value, int | float):
-        value = _load(run / _THRESHOLD).get("auc", math.nan)
+    value = small(run, _ATTACKS).get("membership", {}).get("auc") or small(run, _THRESHOLD).get("auc", math.nan)
     return {FIGURE: float(value)} if math.isfinite(value) else {}
 
 
@@ -87,11 +84,3 @@ def _parts(run: Path, hospitals: Federation) -> Iterator[tuple[Tensor, bool]]:
                     if len(batch.y):
                         truth = (batch.y[:, None] == classes).int().argmax(1)
                         yield confidence(evaluate.known(net, task, batch.x).double(), truth), split == "train"
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -5,15 +5,14 @@ An ε stands nowhere without its unit, δ, neighbouring relation and sampling: b
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedcl import run_dir
-from fedcl.results import PRIVACY
+from fedcl.results import PRIVACY, small
 
 if TYPE_CHECKING:
     from fedcl.comparison.table import Comparison, Run
@@ -26,7 +25,7 @@ def figures(run: Path) -> dict[str, float]:
 
     `uncovered` is how many kinds of artefacts left without any mechanism to cover them.
     """
-    told = _facts(run)
+    told = small(run, PRIVACY)
     found: dict[str, float] = {}
     if overall := told.get("overall"):
         spent = {"epsilon": overall["epsilon"], "epsilon_rdp": overall["rdp"]}
@@ -38,7 +37,7 @@ def figures(run: Path) -> dict[str, float]:
 
 def terms(run: Path) -> str:
     """What its ε is about, a whole sentence; "" where none is claimed."""
-    overall = _facts(run).get("overall")
+    overall = small(run, PRIVACY).get("overall")
     return str(overall["text"]) if overall else ""
 
 
@@ -83,7 +82,7 @@ def covering(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             continue
         name = curve(run.labels[0]) if run.labels else "all"
         names += [] if name in names else [name]
-        for entry in _facts(run.path).get("audit", ()):
+        for entry in small(run.path, PRIVACY).get("audit", ()):
             words = found.setdefault(entry["artefact"], {})
             if words.get(name) != "nothing":
                 words[name] = ", ".join(entry["covered"]) or "nothing"
@@ -91,11 +90,3 @@ def covering(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["what left", *names], [
         [artefact, *(found[artefact].get(name, "–") for name in names)] for artefact in order
     ]
-
-
-def _facts(run: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((run / PRIVACY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

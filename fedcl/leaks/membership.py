@@ -63,10 +63,17 @@ def measure(models: Models) -> tuple[dict[str, Any], list[Row]]:
         "models": models.asked.models,
         "init": "of its own" if models.asked.new_init else "the run's",
         "candidates": {task.id: len(models.rows(task.index)) for task in federation.tasks},
+        "auc": _headline(rows, len(schedule) - 1),
         "rows": rows,
         "buffers": _buffers(models, said),
     }
     return told, points
+
+
+def _headline(rows: list[Row], stage: int) -> float:
+    """LiRA's AUC at the final model, the mean over tasks: what comparisons show of a run."""
+    found = [row["auc"][0] for row in rows if (row["stage"], row["score"]) == (stage, "LiRA")]
+    return float(np.mean(found))
 
 
 def scores(said: Said) -> dict[str, Tensor]:

@@ -51,10 +51,6 @@ class Records(Trainer):
         """σ_F."""
         return self.noise * self.fisher_noise
 
-    def touches(self, samples: int, batch_size: int, epochs: int) -> int:
-        """How many steps of a round can touch one record."""
-        raise NotImplementedError(f"{type(self).__name__} has no touches")
-
     def unfit(self, config: Config, method: Method) -> str:
         """What would let records show past the noise."""
         parts = method.parts if isinstance(method, Combination) else {"method": method}

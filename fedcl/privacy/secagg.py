@@ -26,6 +26,7 @@ from fedcl.mechanism import Mechanism
 from fedcl.noise import Draw
 
 _STAY = ("memory", "loss")
+_LARGEST = 1e4  # a figure beyond it is cut off, such as the loss of a net that diverges
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ class SecAgg(Mechanism):
     def __post_init__(self) -> None:
         Terms(self.cohort)
         self.numbers(2)
+        self.figures(2)
 
     def numbers(self, parties: int) -> WeightedMean:
         """How vectors of so many parties are written."""
         return WeightedMean(self.clip, self.most, parties)
+
+    def figures(self, parties: int) -> WeightedMean:
+        """How the figures of so many parties are written: whatever C is."""
+        return WeightedMean(_LARGEST, self.most, parties)
 
     def unfit(self, config: Config, method: Method) -> str:
         """What would reach the server one by one."""

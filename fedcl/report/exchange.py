@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Collection
@@ -14,7 +13,7 @@ from fedcl.config import Config
 from fedcl.report.bars import stacked
 from fedcl.report.layout import Cell, Data, Figure, Table, Value
 from fedcl.report.svg import Head, from_zero
-from fedcl.results import Result
+from fedcl.results import Result, small
 from fedcl.units import size
 
 PHASES = {"train": "training", "consolidate": "consolidation", "evaluate": "evaluation"}
@@ -39,48 +38,37 @@ def traffic(result: Result) -> Figure:
 
 
 def sent(result: Result) -> list[Table]:
-    """What each kind of message held; nothing where the config cannot be read."""
+    """What each kind of message brings to a hospital; nothing where the config cannot be read.
+
+    What comes back is told by the audit, which looked into the messages.
+    """
     try:
         config = Config.model_validate(tomllib.loads((result.path / "config.toml").read_text(encoding="utf-8")))
-        plan = json.loads((result.path / "federation.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    parts = _contents(config, plan.get("hooks", ()), plan.get("method", {}))
+    parts = _contents(config, small(result.path, "federation.json").get("hooks", ()))
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for r in result.records:
         if r.name in _WAYS and r.client is None:
             sums[r.phase, r.name] += r.value
     rows = []
     for phase, title in PHASES.items():
-        down, up = parts[phase]
         volume = [Cell(size(sums[phase, way]), float(sums[phase, way])) for way in _WAYS]
         if any(cell.key for cell in volume):
-            rows.append([Cell(title, title), Cell(down, down), volume[0], Cell(up, up), volume[1]])
+            rows.append([Cell(title, title), Cell(parts[phase], parts[phase]), *volume])
     caption = "What travelled, by kind of message. Raw samples are in none of them."
-    return [Table(caption, ("Message", "To a hospital", "Bytes", "From a hospital", "Bytes"), rows)]
+    return [Table(caption, ("Message", "Brings to a hospital", "Bytes down", "Bytes up"), rows)]
 
 
-def _contents(config: Config, hooks: Collection[str], method: dict[str, object]) -> dict[str, tuple[str, str]]:
-    """Phase → (to a hospital, from a hospital)."""
+def _contents(config: Config, hooks: Collection[str]) -> dict[str, str]:
+    """Phase → what it brings to a hospital."""
     stays = config.federation.merger == "personal"
     module = "" if stays else ", module and gate of its task"
     heads = {"task": module, "shared": " and the shared head", "domain": " and the shared head"}[config.model.heads]
     news = "; what the server half of the method says" if "server" in hooks or "receive" in hooks else ""
-    up = f"changes of what moved of the trunk{heads}; number of samples, loss"
-    if config.federation.compress != "none":
-        up += f"; compressed by {config.federation.compress}"
-    if config.run.validate_every:
-        up += "; now and then the accuracy on validation samples"
-    own = "; what the client half of the method uploads" if "upload" in hooks else ""
-    if method.get("share") == "sum":
-        own = "; the importance of each parameter"
-    sums = ""
-    if infer.needs_statistics(config.model):
-        rule = infer.resolve(config.model.infer)
-        sums = "; class counts and sums of features" if rule == "prototypes" else "; likelihoods of validation samples"
-    prepared = ", class prototypes" if sums else ""
+    prepared = ", what the task is inferred by" if infer.needs_statistics(config.model) else ""
     return {
-        "train": (f"trunk{heads}{news}", up + own),
-        "consolidate": (f"the same, merged{news}", "size of its own memory" + own + sums),
-        "evaluate": (f"trunk and all modules{prepared}", "counts of answers by class, histograms of scores"),
+        "train": f"trunk{heads}{news}",
+        "consolidate": f"the same, merged{news}",
+        "evaluate": f"trunk and all modules{prepared}",
     }

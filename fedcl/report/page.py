@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ import numpy as np
 from fedcl.report import exchange, figures, nets, plan, privacy, rounds, sites, tables
 from fedcl.report.layout import Section, Tile, Top, document, fragment
 from fedcl.report.tables import share
-from fedcl.results import Result
+from fedcl.results import Result, small
 from fedcl.units import count, duration, size
 
 
@@ -114,15 +113,6 @@ def _terms(result: Result, text: str) -> list[Section]:
         Section("metrics", "Metrics and their definitions", lead, text=metrics, short="Metrics"),
         Section("setup", "Setup", text=setup),
     ]
-
-
-def small(run: Path, name: str) -> dict[str, Any]:
-    """A small JSON file of the run; empty if it is not there or cut short."""
-    try:
-        content = json.loads((run / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def status(result: Result) -> dict[str, Any]:

@@ -5,7 +5,6 @@ An ε is shown with its unit, δ, neighbouring relation and sampling, or not at 
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from typing import Any
@@ -17,17 +16,13 @@ from fedcl.report.figures import names
 from fedcl.report.layout import Cell, Data, Figure, Table, Value
 from fedcl.report.svg import Axis, Head, colour, from_zero
 from fedcl.report.tables import count
-from fedcl.results import PRIVACY, Result
+from fedcl.results import PRIVACY, Result, small
 from fedcl.units import size
 
 
 def facts(result: Result) -> dict[str, Any]:
     """privacy.json; empty where there is none."""
-    try:
-        content = json.loads((result.path / PRIVACY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return small(result.path, PRIVACY)
 
 
 def epsilon(result: Result) -> str:

@@ -14,6 +14,7 @@ from small import merged
 from smoke.running import run_here
 
 from fedcl import leaks
+from fedcl.comparison import leakage
 from fedcl.config import Config
 from fedcl.contracts import FedclError
 from fedcl.leaks import buffers, plan, records, shadows
@@ -65,6 +66,8 @@ def test_the_results_have_every_stage_and_past_task(attacked: leaks.Found, repla
             assert figure[1] <= figure[0] <= figure[2]
     assert {one["members_are"] for one in told["buffers"] if one["task"] == "t0"} == {"buffered", "not buffered"}
     assert attacked == json.loads((replayed / "attacks" / "results.json").read_text())
+    final = [one["auc"][0] for one in told["rows"] if (one["stage"], one["score"]) == (1, "LiRA")]
+    assert leakage.read(replayed)[leakage.FIGURE] == pytest.approx(sum(final) / 2)  # what a comparison shows of it
     page = (replayed / "attacks" / "report.html").read_text()
     assert page.count("<svg") >= 5
     assert "http://" not in page.replace("http://www.w3.org", "")
