@@ -26,7 +26,7 @@ from fedcl.leaks import observe
 from fedcl.leaks.moment import Moment, at
 from fedcl.leaks.observe import Seen
 from fedcl.leaks.plan import Target
-from fedcl.leaks.records import held, replaced
+from fedcl.leaks.records import held, limits, replaced, shown
 from fedcl.mechanism import Asked
 
 _OTHERS = 4  # records that are in every trial
@@ -81,7 +81,7 @@ def measure(target: Target, trials: int = 600) -> dict[str, Any]:
 def _planted(target: Target, moment: Moment, task: Task, row: np.ndarray) -> Target:
     """The target with the canary in the place of a record."""
     federation = target.federation
-    low, high = (float(bound) for bound in torch.aminmax(federation._x))
+    low, high = limits(federation)
     bits = rng.stream(target.config.seed, "attack canary").random((1, *federation.shape)) < 0.5
     x = torch.from_numpy(np.where(bits, high, low).astype(np.float32))
     shown = task.transform(x) if task.transform else x
@@ -91,15 +91,14 @@ def _planted(target: Target, moment: Moment, task: Task, row: np.ndarray) -> Tar
 
 def _score(seen: Seen, target: Target, rows: np.ndarray) -> float:
     """The sum of the records' clipped gradients, with its noise, along the canary's."""
-    x = target.federation._x[rows[:1].tolist()]
-    x = seen.task.transform(x) if seen.task.transform else x
-    y = (torch.tensor(seen.task.classes) == target.federation._y[int(rows[0])]).nonzero()[0]
+    record = shown(target.federation, rows[:1], seen.task.index)
+    y = (torch.tensor(seen.task.classes) == record.y).nonzero()[0]
     params = {name: value.detach() for name, value in seen.net.named_parameters() if name in seen.gradient}
 
     def forward(values: Any, x: Tensor) -> Tensor:
         return evaluate.own(seen.net, seen.task, functional_call(seen.net, dict(values), (x, seen.task.id)))
 
-    own = gradient(forward, params, x, y)
+    own = gradient(forward, params, record.x, y)
     length = math.sqrt(sum(float(value.square().sum()) for value in own.values()))
     along = sum(float((own[name] * seen.gradient[name]).sum()) for name in own)
     return len(seen.y) * along / length  # how many records there are counts as public

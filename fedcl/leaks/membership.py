@@ -16,10 +16,11 @@ from fedcl.attacks import membership
 from fedcl.attacks.confidence import confidence
 from fedcl.attacks.roc import area, rate_at, roc
 from fedcl.config import Config
-from fedcl.contracts import Task
+from fedcl.contracts import Batch, Task
 from fedcl.federation import Federation
 from fedcl.leaks import buffers
 from fedcl.leaks.plan import SHADOWS, Models
+from fedcl.leaks.records import shown
 from fedcl.models.dynamic_net import DynamicNet
 
 SCORES = ("threshold", "LiRA", "RMIA", "calibrated")
@@ -122,13 +123,6 @@ def stage_net(config: Config, federation: Federation, stage: int) -> DynamicNet:
     return finish.restore(config, federation, params)
 
 
-def candidates(federation: Federation, rows: np.ndarray, task: Task) -> tuple[Tensor, Tensor]:
-    """(x as the task shows it [n, *shape], global class ids [n])."""
-    index = torch.from_numpy(rows)
-    x = federation._x[index]
-    return (task.transform(x) if task.transform else x), federation._y[index]
-
-
 def _said(models: Models) -> Iterator[Said]:
     """After each stage, for each task that was trained until then."""
     federation = models.target.federation
@@ -139,22 +133,22 @@ def _said(models: Models) -> Iterator[Said]:
         nets = [stage_net(config, federation, stage) for config in configs]
         for index in sorted(met):
             task = federation.tasks[index]
-            known, public = candidates(federation, models.rows(index), task), _tests(federation, index)
+            known, public = shown(federation, models.rows(index), index), _tests(federation, index)
             yield Said(
                 stage,
                 index,
-                torch.stack([phi(net, task, *known) for net in nets]),
-                torch.stack([phi(net, task, *public) for net in nets]),
+                torch.stack([phi(net, task, known.x, known.y) for net in nets]),
+                torch.stack([phi(net, task, public.x, public.y) for net in nets]),
                 torch.from_numpy(models.member(index)),
             )
 
 
-def _tests(federation: Federation, task: int) -> tuple[Tensor, Tensor]:
+def _tests(federation: Federation, task: int) -> Batch:
     """Test samples of all hospitals, evenly picked: no model was trained on them."""
     parts = [federation.batch(hospital, task, "test") for hospital in range(len(federation.names))]
     x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
     step = max(1, -(-len(y) // _POPULATION))
-    return x[::step], y[::step]
+    return Batch(x[::step], y[::step])
 
 
 def _buffers(models: Models, said: list[Said]) -> list[Row]:
@@ -167,7 +161,7 @@ def _buffers(models: Models, said: list[Said]) -> list[Row]:
     rows: list[Row] = []
     for each in (one for one in said if one.stage == last):
         task = federation.tasks[each.task]
-        x, _ = candidates(federation, models.rows(each.task), task)
+        x = shown(federation, models.rows(each.task), each.task).x
         kept = torch.stack([buffers.has(memory, each.task, x) for memory in memories]) & each.member
         scored = scores(each)
         for name, those in (("buffered", kept), ("not buffered", each.member & ~kept)):

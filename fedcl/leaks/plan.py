@@ -21,7 +21,7 @@ from fedcl import methods, protect, rng
 from fedcl.config import Config
 from fedcl.contracts import FedclError
 from fedcl.federation import Federation
-from fedcl.leaks.records import held
+from fedcl.leaks.records import held, total
 from fedcl.mechanism import Mechanism
 from fedcl.merge import rules
 from fedcl.models import dynamic_net
@@ -120,7 +120,7 @@ class Models:
 
     def coins(self, model: int) -> np.ndarray:
         """What a model tosses for each row of the federation, bool [rows]; candidates that get False stay out."""
-        rows = int(self.target.federation._starts[-1])
+        rows = total(self.target.federation)
         tossed: np.ndarray = rng.stream(self.target.config.seed, "attack coins", client=model).random(rows) < 0.5
         return tossed
 

@@ -18,7 +18,7 @@ from fedcl.leaks import observe
 from fedcl.leaks.moment import at
 from fedcl.leaks.observe import Seen
 from fedcl.leaks.plan import Target
-from fedcl.leaks.records import held
+from fedcl.leaks.records import held, limits
 from fedcl.models.dynamic_net import SHARED
 
 _SHOWN = 8  # records in the report, at most
@@ -55,7 +55,7 @@ def measure(target: Target, stage: int = 0, budget: Budget = _USUAL) -> dict[str
         raise FedclError("a net that tasks see through masks is not reconstructed from; take --what membership")
     moment = at(target, stage)
     task = federation.tasks[min(task for client in federation.schedule[stage] for task in client)]
-    low, high = (float(bound) for bound in torch.aminmax(federation._x))
+    low, high = limits(federation)
     rows: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     for size, tries in ((1, budget.single), (8, budget.eight)):

@@ -1,12 +1,13 @@
-"""A federation with some of its training records left out or replaced; all else about it stays as it was."""
+"""Single training records of a federation: to look at, to leave out, to replace; all else about it stays as it was."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, from_numpy
+from torch import Tensor, aminmax, from_numpy
 
+from fedcl.contracts import Batch
 from fedcl.federation import _CACHE_BYTES, Cache, Federation
 
 
@@ -15,6 +16,24 @@ def held(federation: Federation, hospital: int, task: int) -> np.ndarray:
     low, high = federation._starts[3 * hospital : 3 * hospital + 2]
     rows: np.ndarray = np.flatnonzero(federation._inside[task, low:high]) + low
     return rows
+
+
+def total(federation: Federation) -> int:
+    """How many rows there are: training, validation and test records of all hospitals."""
+    return int(federation._starts[-1])
+
+
+def limits(federation: Federation) -> tuple[float, float]:
+    """The least and the largest number of any record."""
+    low, high = aminmax(federation._x)
+    return float(low), float(high)
+
+
+def shown(federation: Federation, rows: np.ndarray, task: int) -> Batch:
+    """Records as a task shows them: x [n, *shape], global class ids y [n]."""
+    index, transform = from_numpy(rows), federation.tasks[task].transform
+    x = federation._x[index]
+    return Batch(transform(x) if transform else x, federation._y[index])
 
 
 def without(federation: Federation, rows: np.ndarray) -> Federation:
