@@ -63,9 +63,8 @@ class Client:
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client; what it returns may lie in the net's memory, until the next Job."""
         evaluates = job.phase == "evaluate"
-        memory = start = (
-            {} if evaluates and not self._merger.stays else self._here.memory(self.store.load(client, job.version))
-        )
+        blank = evaluates and not self._merger.stays and not job.sealed
+        memory = start = {} if blank else self._here.memory(self.store.load(client, job.version))
         if job.broadcast and not evaluates:
             memory = self.method.receive(self._here.memory(job.broadcast), memory)
         if job.phase == "mask":
@@ -78,7 +77,9 @@ class Client:
         if self._grows:
             memory = structure.fit(memory, job.arrays)
         if evaluates:
-            return self._guard.seal(self._exam.test(client, job), job)
+            update = self._guard.seal(self._exam.test(client, job), job)
+            update, memory = masked.hide(update, job, memory, self._guard.sums)
+            return self._said(job, update, memory) if job.sealed else update
         act = self._train if job.phase == "train" else self._consolidate
         update, memory = act(client, job, memory)
         if self._merger.stays and job.phase == "train":
@@ -87,16 +88,16 @@ class Client:
         update = self._guard.seal(update, job)
         if self._compression and job.phase == "train":
             update, memory = self._shrunk(update, job, memory)
-        if self._guard.sums and job.phase == "train":
-            update, memory = masked.hide(update, job, memory, self._guard.sums)
+        update, memory = masked.hide(update, job, memory, self._guard.sums)
         kept = sum(value.nbytes for value in memory.values())
         update = replace(update, metrics={**update.metrics, "memory": float(kept)})
         return replace(update, version=job.version) if memory is start else self._said(job, update, memory)
 
     def _said(self, job: Job, update: Update, memory: Memory) -> Update:
         version = "-".join((f"{job.stage}-{job.round}-{job.phase}", *(job.flags if job.phase == "mask" else ())))
-        self.store.save(update.client, version, memory, start=job.version)
-        if job.keep:
+        amid = masked.goes_on(job)
+        self.store.save(update.client, version, memory, start=job.version, amid=amid)
+        if job.keep and not amid:
             self.store.clean(update.client, (*job.keep, job.version, version), before=job.round)
         return replace(update, version=version)
 

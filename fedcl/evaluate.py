@@ -17,6 +17,7 @@ from fedcl.contracts import Batch, Params, Task
 from fedcl.models.dynamic_net import SHARED, DynamicNet
 
 BINS = 256
+SUM = "sum"  # in the place of a hospital's number: all of them together
 _RANGE = math.asinh(1000.0)  # bins are even in asinh(log-odds): narrow about 0, and up to log-odds of ±1000
 _CHUNK = 4096
 
@@ -91,6 +92,16 @@ def count(
             shown = own(net, task, answers[task.id][rows])
             result[task.id] = _counted(task, shown, batch.y.cpu(), None if guess is None else guess[rows])
     return result
+
+
+def blank(tasks: Sequence[Task]) -> Params:
+    """No samples of any task, as `<task>.answers` and `<task>.scores`, see `count`."""
+    found: Params = {}
+    for task in tasks:
+        classes = len(task.classes)
+        found[f"{task.id}.answers"] = torch.zeros(classes, 3, dtype=torch.int32)
+        found[f"{task.id}.scores"] = torch.zeros(classes if classes > 2 else 1, 2, BINS, dtype=torch.int32)
+    return found
 
 
 def _grouped(data: Sequence[tuple[Task, Batch]]) -> Iterator[list[tuple[Task, Batch]]]:

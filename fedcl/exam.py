@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedcl import evaluate
 from fedcl.config import Config
-from fedcl.contracts import Job, Params, Update
+from fedcl.contracts import Job, Params, Task, Update
 from fedcl.federation import Federation
 from fedcl.net import Net
 from fedcl.quality import Quality
@@ -28,7 +30,7 @@ class Exam:
     def test(self, client: int, job: Job) -> Update:
         """Counts of right answers of each hospital behind the client on each task's test samples.
 
-        Beside them what it can say of its labels, see `Quality.measure`.
+        Where they will be summed, by task alone. Beside them what it can say of its labels, see `Quality.measure`.
         """
         arrays: Params = {}
         tasks = [self._net.tasks[name] for name in job.tasks]
@@ -39,6 +41,7 @@ class Exam:
                 arrays[f"{hospital}.{task}.answers"] = answers
                 arrays[f"{hospital}.{task}.scores"] = scores
         metrics = self._quality.measure(client, job) if self._quality else {}
+        arrays = _whole(tasks, arrays) if job.sealed else arrays
         return Update(client, arrays, 0.0, metrics, version=job.version)
 
     def validate(self, client: int, job: Job, loss: bool) -> dict[str, float]:
@@ -63,3 +66,11 @@ class Exam:
         if not len(batch.y):
             return {}
         return {"local/accuracy": evaluate.accuracy(self._net.net, task, batch), "local/n": float(len(batch.y))}
+
+
+def _whole(tasks: Sequence[Task], answers: Params) -> Params:
+    """Hospitals' counts by task alone; zeros where there are no samples."""
+    found = evaluate.blank(tasks)
+    for key, value in answers.items():
+        found[key.partition(".")[2]] += value
+    return found

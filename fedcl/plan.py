@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from fedcl import compression, infer, rng, scores
+from fedcl import compression, evaluate, infer, privacy, rng, scores
 from fedcl.config import Config
 from fedcl.contracts import Job, Memory, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
@@ -32,7 +32,8 @@ class Plan:
     ) -> None:
         self.config, self.federation, self.method, self._owner = config, federation, method, owner
         self._stays = rules(config)[1].stays
-        self.compression = compression.build(config)
+        self.compression, mechanism = compression.build(config), privacy.build(config, method).sums
+        self._summed = mechanism is not None and mechanism.sums("evaluate")  # right answers on test samples
         self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
 
     def overall(self, stage: int, number: int) -> int:
@@ -99,21 +100,24 @@ class Plan:
         ready = infer.prepare(group.statistics)
         seen = tuple(group.seen) if stage >= 0 else tuple(range(len(self.federation.classes)))
         job = Job("evaluate", stage, overall, tasks, group.params, broadcast=ready, seen=seen)
-        own = state.versions if self._stays else {}
+        own = state.versions if self._stays or self._summed else {}
         return [(client, replace(job, version=own.get(client, ""))) for client in group.clients] if tasks else []
 
     def unfit(self, client: int, job: Job, update: Update) -> str:
         """Why what came beside deltas cannot be used; "" if it can."""
         asked = [task for task in self.federation.tasks if task.id in job.tasks]
         if job.phase == "evaluate":
-            return scores.misfit(update.arrays, self.federation.members[client], asked)
+            whose = (evaluate.SUM,) if self._summed else self.federation.members[client]
+            return scores.misfit(update.arrays, whose, asked)
         for name, value in update.extras.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 return f"{name} holds NaN or infinity"
         return infer.misfit(update.extras, asked) or misfit(update)
 
     def expected(self, parameters: Collection[str], job: Job) -> Params:
-        """Of the net's parameters, by name, those whose deltas must come back."""
+        """Of the net's parameters, by name, those whose deltas must come back; of an evaluation, counts by task."""
+        if job.phase == "evaluate":
+            return evaluate.blank([task for task in self.federation.tasks if task.id in job.tasks])
         if job.phase != "train":
             return {}
         return {n: v for n, v in job.arrays.items() if n in parameters and self.method.moves(n, job)}

@@ -8,14 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from fedcl.contracts import Params, Task
-from fedcl.evaluate import BINS, auroc, balanced
+from fedcl.evaluate import SUM, auroc, balanced, blank
 
 
 def table(replies: Sequence[Params]) -> list[dict[str, Any]]:
     """Rows {client, task, name, value} with client None for all hospitals together.
 
     Args:
-        replies: `<hospital>.<task>.answers` [C, 3] and `<hospital>.<task>.scores` [C or 1, 2, bins], integers.
+        replies: `<hospital>.<task>.answers` [C, 3] and `<hospital>.<task>.scores` [C or 1, 2, bins], integers; or in
+            each the same `sum.<task>.…` of all hospitals, and then there are no rows of a single one.
     """
     rows: list[dict[str, Any]] = []
     pooled: dict[str, tuple[Tensor, Tensor]] = {}
@@ -25,6 +26,9 @@ def table(replies: Sequence[Params]) -> list[dict[str, Any]]:
             if kind != "answers":
                 continue
             scores = reply[f"{hospital}.{task}.scores"]
+            if hospital == SUM:
+                pooled[task] = answers, scores
+                continue
             rows += _rows(int(hospital), task, answers, scores)
             if task in pooled:
                 pooled[task] = (pooled[task][0] + answers, pooled[task][1] + scores)
@@ -35,22 +39,19 @@ def table(replies: Sequence[Params]) -> list[dict[str, Any]]:
     return rows
 
 
-def misfit(reply: Params, hospitals: Sequence[int], tasks: Sequence[Task]) -> str:
+def misfit(reply: Params, hospitals: Sequence[int | str], tasks: Sequence[Task]) -> str:
     """Why a client's counts cannot be added; "" if they can.
 
     Args:
         reply: as in `table`.
-        hospitals: those that the client speaks for.
+        hospitals: those that the client speaks for; or "sum".
         tasks: those that it was asked about.
     """
-    sizes = {task.id: len(task.classes) for task in tasks}
-    names = {f"{hospital}.{task}": size for hospital in hospitals for task, size in sizes.items()}
+    like = {f"{hospital}.{name}": value for name, value in blank(tasks).items() for hospital in hospitals}
     for key, value in reply.items():
-        cell, _, kind = key.rpartition(".")
-        classes = names.get(cell, 0)
-        curves = classes if classes > 2 else 1
-        shape = {"answers": (classes, 3), "scores": (curves, 2, BINS)}.get(kind)
-        if not classes or tuple(value.shape) != shape or value.is_floating_point() or bool((value < 0).any()):
+        cell = key.rpartition(".")[0]
+        fits = key in like and value.shape == like[key].shape
+        if not fits or value.is_floating_point() or bool((value < 0).any()):
             return f"{key} is no count of a task and hospital that were asked for"
         if f"{cell}.answers" not in reply or f"{cell}.scores" not in reply or not int(reply[f"{cell}.answers"].sum()):
             return f"{cell} has half of its counts"

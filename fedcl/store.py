@@ -52,13 +52,16 @@ class Store:
             self._keep(client, cached)
         return dict(sorted(cached[version].items()))  # as from a file: sums follow the order
 
-    def save(self, client: int, version: str, memory: Memory, start: str) -> None:
-        """Keep what came of a Job, and what it started from: the answer may never be accepted."""
+    def save(self, client: int, version: str, memory: Memory, start: str, amid: bool = False) -> None:
+        """Keep what came of a Job, and what it started from: the answer may never be accepted.
+
+        `amid` several Jobs of which all or none are, what the first of them started from is kept as well.
+        """
         if self._durable and self._root is not None:
             self._put(client, version, memory)
             return
         versions = self._cache.get(client, {})
-        before = {start: versions[start]} if start in versions else {}
+        before = versions if amid else {start: versions[start]} if start in versions else {}
         self._written.discard((client, version))
         self._keep(client, before | {version: memory})
 

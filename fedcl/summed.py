@@ -13,14 +13,24 @@ from typing import TypeVar
 
 from fedcl import masked
 from fedcl.contracts import Answer, Ask, FedclError, Job, Memory, Params, Update
+from fedcl.evaluate import SUM
 from fedcl.masking import sums
 from fedcl.masking.records import Advert, Reveal, Sealed, packed, unpacked
 from fedcl.masking.roster import Record, Terms
 from fedcl.masking.sums import Sums
-from fedcl.privacy.secagg import SecAgg
+from fedcl.privacy.secagg import ANSWERS, FIGURES, SecAgg
 
 R = TypeVar("R")
 M = TypeVar("M", bound=Record)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """What sums come to: the mean of everything by name; by part, the sum of the weights and how many are in it."""
+
+    arrays: Params
+    weights: Mapping[str, float]
+    parties: Mapping[str, int]
 
 
 @dataclass
@@ -46,40 +56,41 @@ class Summed:
         self._ask, self._rule, self._expected = ask, rule, expected
 
     def __call__(self, jobs: Sequence[tuple[int, Job]], timeout: float) -> Iterator[Answer]:
-        """Answers by client; of Jobs other than training, as they come.
+        """Answers by client; of Jobs that are not summed, as they come.
 
         Raises:
             Refused: too few hospitals are left for a sum.
         """
-        if not jobs or jobs[0][1].phase != "train":
+        if not jobs or not self._rule.sums(jobs[0][1].phase):
             yield from self._ask(jobs, timeout)
             return
         asked = dict(jobs)
         talk = _Talk({client: job.version for client, job in jobs})
-        means, weights = self._sum(asked, talk, timeout)
+        mean = self._sum(asked, talk, timeout)
         for client, job in jobs:
             down, up = talk.down.get(client, 0), talk.up.get(client, 0)
             if client in talk.errors:
                 yield Answer(client, None, talk.errors[client], down, up)
                 continue
             like = self._expected(job)
-            if closed := [name for name in like if name not in means]:
+            if closed := [name for name in like if name not in mean.arrays]:
                 yield Answer(client, None, f"too few hospitals were left to sum {closed[0]} over", down, up)
                 continue
-            own = {name: means[name] for name in like}
-            told = {"loss": float(means["loss"]), "secagg/clipped": float(means["clipped"])}
-            yield Answer(client, Update(client, own, weights, told, version=talk.versions[client]), "", down, up)
+            update = _counts(client, like, mean) if job.phase == "evaluate" else _deltas(client, like, mean)
+            yield Answer(client, replace(update, version=talk.versions[client]), "", down, up)
 
-    def _sum(self, asked: Mapping[int, Job], talk: _Talk, timeout: float) -> tuple[Params, float]:
-        """(the mean of everything by name, the mean weight)."""
+    def _sum(self, asked: Mapping[int, Job], talk: _Talk, timeout: float) -> _Mean:
+        (phased,) = {job.phase for job in asked.values()}
         session, likes = masked.fresh(), {client: self._expected(job) for client, job in asked.items()}
-        opening = {client: masked.opening(session, like) for client, like in likes.items()}
+        opening = {client: masked.opening(session, like, phased) for client, like in likes.items()}
 
         def phase(
             name: str, kind: type[M], content: Mapping[int, Memory], check: Callable[[int, M], None]
         ) -> dict[int, M]:
             jobs = {
-                client: replace(asked[client], phase="mask", arrays={}, broadcast={}, flags=(name,), sealed=sealed)
+                client: replace(
+                    asked[client], phase="mask", arrays={}, broadcast={}, flags=(name, phased), sealed=sealed
+                )
                 for client, sealed in content.items()
             }
 
@@ -110,19 +121,18 @@ class Summed:
         reveals = phase(masked.UNMASK, Reveal, whole, functools.partial(sums.check_reveal, roster, request))
         for client in hidden:
             talk.errors.pop(client, None)  # who did not unmask is in the sum all the same
-        return self._read(sums.opened(roster, request, hidden, reveals), likes, len(adverts))
+        found, shapes = sums.opened(roster, request, hidden, reveals), Params()
+        for like in likes.values():
+            shapes |= like
+        return self._read(found, masked.parts(shapes, phased), len(adverts))
 
-    def _read(self, found: Sums, likes: Mapping[int, Params], parties: int) -> tuple[Params, float]:
+    def _read(self, found: Sums, shapes: Mapping[str, Params], parties: int) -> _Mean:
         """What the sums say."""
-        means, weight = Params(), 0.0
-        shapes = {name: like for every in likes.values() for name, like in masked.parts(every).items()}
+        arrays, weights = Params(), {}
         for part, total in found.totals.items():
-            figures = part == masked.FIGURES
-            numbers = self._rule.figures(parties) if figures else self._rule.numbers(parties)
-            mean, weights = numbers.decode(total, shapes[part])
-            means |= mean
-            weight = weights / len(found.parties[part]) if figures else weight
-        return means, weight
+            mean, weights[part] = self._rule.written(part, parties).decode(total, shapes[part])
+            arrays |= mean
+        return _Mean(arrays, weights, {part: len(those) for part, those in found.parties.items()})
 
     def _exchange(
         self, jobs: Mapping[int, Job], talk: _Talk, timeout: float, read: Callable[[int, Params], R]
@@ -142,3 +152,19 @@ class Summed:
             except FedclError as error:
                 talk.errors[answer.client] = str(error)
         return found
+
+
+def _deltas(client: int, like: Params, mean: _Mean) -> Update:
+    """An update in a hospital's name: the mean of all, and their mean weight."""
+    told = {"loss": float(mean.arrays["loss"]), "secagg/clipped": float(mean.arrays["clipped"])}
+    weight = mean.weights[FIGURES] / mean.parties[FIGURES]
+    return Update(client, {name: mean.arrays[name] for name in like}, weight, told)
+
+
+def _counts(client: int, like: Params, mean: _Mean) -> Update:
+    """Right answers on test samples, of all hospitals together; tasks that none has samples of are left out."""
+    sums = {name: (mean.arrays[name] * mean.weights[ANSWERS]).round().long() for name in like}
+    tasks = [name.rpartition(".")[0] for name, value in sums.items() if name.endswith(".answers") and bool(value.any())]
+    return Update(
+        client, {f"{SUM}.{name}": value for name, value in sums.items() if name.rpartition(".")[0] in tasks}, 0, {}
+    )

@@ -2,8 +2,9 @@
 
 SecAgg+ (Bonawitz et al. 2017; Bell et al. 2020, see `fedcl.masking` for what is claimed and what is not): keys, shares
 of secrets, masked vectors, and the shares that open the sum, each a message of its own; hospitals may drop out at each
-phase. Trunk, task modules, the training loss and the weights themselves are summed; other figures stay at the hospital.
-Answers on test samples, which tasks a hospital has, and that it took part stay in the open. No noise, and so no ε.
+phase. Trunk, task modules, the training loss, the weights themselves and counts of right answers on test samples are
+summed; other figures stay at the hospital. Which tasks it trains, and that it took part, stay in the open. No noise,
+and so no ε.
 
 References:
     Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth. Practical Secure Aggregation for
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fedcl.config import Config
 from fedcl.contracts import Method, Phase, Update
@@ -26,7 +27,9 @@ from fedcl.mechanism import Mechanism
 from fedcl.noise import Draw
 
 _STAY = ("memory", "loss")
+FIGURES, ANSWERS = "figures", "answers"  # parts beside the trunk and tasks' modules
 _LARGEST = 1e4  # a figure beyond it is cut off, such as the loss of a net that diverges
+_MOST = 2.0**24  # test samples of a hospital
 
 
 @dataclass(frozen=True)
@@ -38,27 +41,42 @@ class SecAgg(Mechanism):
             learns the other's update.
         clip: C > 0: entries of an update beyond ±C are cut off, and counted.
         most: W > 0: no hospital has more training samples of a task than this.
+        answers: on test samples: `summed` as well, so that no figure of a single hospital is known, such as the worst
+            one's; or `open`, one by one.
     """
 
     cohort: int = 3
     clip: float = 16.0
     most: float = 1e6
+    answers: Literal["summed", "open"] = "summed"
     linear: ClassVar[bool] = True
-    hides: ClassVar[frozenset[str]] = frozenset({"update", "figure", "count"})
-    covers: ClassVar[frozenset[str]] = frozenset({"update", "figure", "count"})
 
     def __post_init__(self) -> None:
         Terms(self.cohort)
-        self.numbers(2)
-        self.figures(2)
+        if self.answers not in ("summed", "open"):
+            raise ValueError(f"answers = {self.answers!r} must be 'summed' or 'open'")
+        for part in ("", FIGURES, ANSWERS):
+            self.written(part, 2)
 
-    def numbers(self, parties: int) -> WeightedMean:
-        """How vectors of so many parties are written."""
-        return WeightedMean(self.clip, self.most, parties)
+    @property
+    def hides(self) -> frozenset[str]:  # type: ignore[override]
+        """What is summed."""
+        return frozenset({"update", "figure", "count", *(["answers"] if self.sums("evaluate") else [])})
 
-    def figures(self, parties: int) -> WeightedMean:
-        """How the figures of so many parties are written: whatever C is."""
-        return WeightedMean(_LARGEST, self.most, parties)
+    @property
+    def covers(self) -> frozenset[str]:  # type: ignore[override]
+        """The same."""
+        return self.hides
+
+    def sums(self, phase: Phase) -> bool:
+        """Whether answers to Jobs of this phase are summed."""
+        return phase == "train" or (phase == "evaluate" and self.answers == "summed")
+
+    def written(self, part: str, parties: int) -> WeightedMean:
+        """How a part's vectors of so many parties are written: C bounds updates alone; counts are exact."""
+        if part == ANSWERS:
+            return WeightedMean(_MOST, 1.0, parties)
+        return WeightedMean(_LARGEST if part == FIGURES else self.clip, self.most, parties)
 
     def unfit(self, config: Config, method: Method) -> str:
         """What would reach the server one by one."""

@@ -107,6 +107,18 @@ def test_nonsense_is_as_good_as_nothing(phase):
     assert all(close(answer.update.arrays, hospitals.mean(there)[0]) for answer in answers if answer.update)
 
 
+def test_right_answers_on_test_samples_are_summed():
+    hospitals = Hospitals()
+    hospitals.job = replace(hospitals.job, phase="evaluate", flags=())
+    answers = hospitals.answers()
+    plain = [hospitals.plain.run(client, hospitals.job).arrays for client in range(5)]
+    assert all(answer.update.arrays.keys() == {"sum.t0.answers", "sum.t0.scores"} for answer in answers)
+    for name, value in answers[0].update.arrays.items():
+        assert value.tolist() == sum(own[f"{c}{name[3:]}"] for c, own in enumerate(plain)).tolist()
+    refused = hospitals.answers(SecAgg(answers="open"))  # a server that asks one by one: hospitals' own config counts
+    assert all("out of turn" in answer.error for answer in refused)
+
+
 def test_too_few_that_are_left_are_not_summed():
     def spoil(client, phase, answer):
         return Answer(client, None, "gone", 1, 0) if client < 3 and phase == "train" else answer
@@ -145,7 +157,8 @@ def test_a_run_goes_on_without_a_hospital(run, monkeypatch):
         return train(self, client, job, memory)
 
     monkeypatch.setattr(Client, "_train", fails)
-    result = run("run", **merged(FIVE, privacy={"mechanism": "secagg"}, train={"rounds": 3}))
+    seldom = {"checkpoint_every": 100}  # what it has to go back to is in no file
+    result = run("run", **merged(FIVE, privacy={"mechanism": "secagg"}, train={"rounds": 3}, run=seldom))
     faults = [(record.client, record.round) for record in result.records if record.phase == "fault"]
     assert faults == [(1, 1)]
     assert all(value.isfinite().all() for value in model(result).values())
