@@ -79,11 +79,11 @@ def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
         sample: bytes of a sample and its label.
 
     Returns:
-        training_examples: samples that went through a step, counted as often as they did; cumulative_compute: how
-        often that would be if each stage were trained from scratch on all tasks so far; memory_per_hospital: bytes
-        that a method and an optimiser keep at the end, of the hospital that keeps most.
+        training_examples: samples that went through a step, counted as often as they did, NaN where hospitals do not
+        tell; cumulative_compute: how often that would be if each stage were trained from scratch on all tasks so far;
+        memory_per_hospital: bytes that a method and an optimiser keep at the end, of the hospital that keeps most.
     """
-    examples = sum(r.value for r in result.records if (r.phase, r.name) == ("train", "examples"))
+    examples = [r.value for r in result.records if (r.phase, r.name) == ("train", "examples")]
     kept = {r.client: r.value for r in result.records if r.name == "memory"}
     own = whole = 0
     train = result.split[:, :, 0].sum(-1)  # [hospital, task]
@@ -97,7 +97,7 @@ def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
         kept |= {client: float(samples * sample) for client, samples in enumerate(train.sum(1).tolist())}
     ratio = 1.0 if starts_over else whole / max(own, 1)
     return {
-        "training_examples": examples,
+        "training_examples": sum(examples) if examples else math.nan,
         "cumulative_compute": ratio,
         "memory_per_hospital": max(kept.values(), default=0.0),
     }

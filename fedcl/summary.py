@@ -78,7 +78,7 @@ def costs(result: Result) -> RenderableType:
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
         if "latency_start_ms" in result.metrics:
             rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms before it grew"
-    if result.metrics.get("training_examples"):
+    if math.isfinite(result.metrics.get("training_examples", math.nan)):
         again = result.metrics["cumulative_compute"]
         scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""
         rows["training"] = f"{units.count(result.metrics['training_examples'])} samples through a step{scratch}"
