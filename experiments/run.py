@@ -1,11 +1,11 @@
 """Run an experiment of this folder, and write its table: the published number, ours, seeds, command and time.
 
     python experiments/run.py split_mnist [--quick] [--seeds 3] [--jobs 2] [--rows EWC SI] [--output runs/experiments]
-    python experiments/run.py --tables          # write README.md again from results/
+    python experiments/run.py --tables          # write README.md, and its part of the top one, from results/
 
 An experiment is one TOML file: a config (`base`), changes for each column and row, and what was published. Every
 cell is an ordinary run directory under the output folder; started again, only what is missing is run. Full runs end
-in results/<name>.json, and README.md is made of these.
+in results/<name>.json, and README.md and a table of the top one are made of these.
 """
 
 from __future__ import annotations
@@ -121,16 +121,31 @@ def save(name: str, found: Tree) -> None:
 
 def table(name: str) -> str:
     """An experiment's section of the README."""
-    plan, found = read(name), json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    plan, found = read(name), results(name)
+    lines = [f"## {plan['title']}", "", plan["text"].strip(), ""]
+    lines += [f"Source: {plan['source']}. `python experiments/run.py {name}`, {_cost(found)}.", "", *grid(name)]
+    notes = [
+        f"- {row['name']}: {row['note'].strip()}" for row in plan["rows"] if "note" in row and row["name"] in found
+    ]
+    return "\n".join([*lines, "", *notes, *([""] if notes else [])])
+
+
+def results(name: str) -> Tree:
+    """What an experiment's full runs came to: row → column → metric → values by seed."""
+    found: Tree = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def grid(name: str) -> list[str]:
+    """The lines of an experiment's table."""
+    plan, found = read(name), results(name)
     titles = [
         ": ".join([column["title"]] * several + [SHORT.get(metric, metric)] * (len(column["metrics"]) > 1))
         for several in (len(plan["columns"]) > 1,)
         for column in plan["columns"].values()
         for metric in column["metrics"]
     ]
-    lines = [f"## {plan['title']}", "", plan["text"].strip(), ""]
-    lines += [f"Source: {plan['source']}. `python experiments/run.py {name}`, {_cost(found)}.", ""]
-    lines += ["| | " + " | ".join(titles) + " |", "|" + "---|" * (len(titles) + 1)]
+    lines = ["| | " + " | ".join(titles) + " |", "|" + "---|" * (len(titles) + 1)]
     for row in plan["rows"]:
         if row["name"] not in found:
             continue
@@ -141,10 +156,7 @@ def table(name: str) -> str:
                 published = row.get("published", {}).get(key, "") if metric == column["metrics"][0] else ""
                 shown.append(_cell(metric, values, published))
         lines.append(f"| {row['name']} | " + " | ".join(shown) + " |")
-    notes = [
-        f"- {row['name']}: {row['note'].strip()}" for row in plan["rows"] if "note" in row and row["name"] in found
-    ]
-    return "\n".join([*lines, "", *notes, *([""] if notes else [])])
+    return lines
 
 
 SHORT = {
@@ -204,6 +216,18 @@ def readme() -> None:
     (HERE / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
+def top() -> None:
+    """Write one table into the top README, between its marks."""
+    file = HERE.parent / "README.md"
+    before, rest = file.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    file.write_text("\n".join([before + BEGIN, *grid(SHOWN), END + after]), encoding="utf-8")
+
+
+SHOWN = "split_mnist"  # the table of the top README
+BEGIN, END = "<!-- made by experiments/run.py --tables -->", "<!-- end -->"
+
+
 ORDER = (
     *("split_mnist", "permuted_mnist", "der_mnist", "stages", "penalties"),
     *("federated_mnist", "federated_fashion", "federated_medmnist", "federated_heart", "fed_mammoth", "fot"),
@@ -229,6 +253,7 @@ def main() -> None:
     if arguments.names and arguments.quick:
         return
     readme()
+    top()
 
 
 if __name__ == "__main__":

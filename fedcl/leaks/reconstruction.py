@@ -23,6 +23,7 @@ from fedcl.models.dynamic_net import SHARED
 
 _SHOWN = 8  # records in the report, at most
 _GREY = 255
+_ITERATIONS, _STARTS = 20, 2  # of a step of L-BFGS; of searches for a matching gradient
 
 
 class Budget(NamedTuple):
@@ -63,12 +64,13 @@ def measure(target: Target, stage: int = 0, budget: Budget = _USUAL) -> dict[str
         hits: list[bool] = []
         for number in range(tries):
             seen = observe.update(target, moment, task, _records(target, task, size, number), number)
-            hits += _label(seen) if size == 1 else []
+            hits += _labels(target, seen)
             for guess in _guesses(target, seen, number, (low, high), budget):
                 x, truth = ((value - low) / (high - low) for value in (guess.x, seen.x))
                 found.setdefault(guess.attack, []).append((guess, x, truth))
         rows += [_row(target, task, name, size, several, (low, high)) for name, several in found.items()]
-        rows += [{"attack": "label", "batch": size, "right": sum(hits), "tries": len(hits)}] if hits else []
+        name = "label" if size == 1 else "label counts"
+        rows += [{"attack": name, "batch": size, "right": sum(hits), "tries": len(hits)}] if hits else []
         pictures += [_picture(size, found)] if len(federation.shape) == 3 else []
     sums = len(_records(target, task, 1, 0))
     sees = f"the sum of {sums} hospitals" if observe.summed(config) else "one hospital's update"
@@ -109,10 +111,31 @@ def _guesses(target: Target, seen: Seen, number: int, bounds: tuple[float, float
             yield Guess("first layer", best, "which row is whose: an upper bound")
     found = inversion.invert(forward, params, g, tuple(seen.x.shape), seen.y, source, steps=budget.steps, bounds=bounds)
     yield Guess("inverting gradients", images.matched(found.x, seen.x), "the labels")
+    yield _matched(seen, forward, params, source, budget)
     if n == 1:
         yield from _from_module(seen, source, bounds, budget)
     if first:
         yield _from_fisher(target, seen, forward, (weight, bias), source)
+
+
+def _matched(
+    seen: Seen, forward: Callable[..., Tensor], params: dict[str, Tensor], source: torch.Generator, budget: Budget
+) -> Guess:
+    """The batch whose gradient is nearest; a single record's label is read from the last bias first (iDLG)."""
+    told = _told_label(seen)
+    found = inversion.match_gradient(
+        forward,
+        params,
+        seen.gradient,
+        tuple(seen.x.shape),
+        len(seen.net(seen.x[:1], seen.task.id)[0]),
+        source,
+        labels=None if told is None else torch.tensor([told]),
+        steps=max(1, budget.steps // _ITERATIONS),
+        starts=_STARTS,
+    )
+    x = found.x.nan_to_num(0.0)
+    return Guess("DLG" if told is None else "iDLG", images.matched(x, seen.x), "nothing")
 
 
 def _from_module(seen: Seen, source: torch.Generator, bounds: tuple[float, float], budget: Budget) -> Iterator[Guess]:
@@ -167,10 +190,35 @@ def first_layer(trunk: nn.Module, shape: torch.Size) -> str:
     return ""
 
 
-def _label(seen: Seen) -> list[bool]:
-    """Whether the last bias tells the label of a single record."""
-    name = f"tasks.{seen.net.owner(seen.task.id)}.out.bias"
-    return [labels.label(seen.gradient[name]) == int(seen.y)] if name in seen.gradient and len(seen.y) == 1 else []
+def _labels(target: Target, seen: Seen) -> list[bool]:
+    """Of each record, whether the last bias tells its label: that of a single one, or how many there are of each."""
+    told, bias, n = _told_label(seen), _bias(seen), len(seen.y)
+    if told is not None:
+        return [told == int(seen.y)]
+    if bias is None:
+        return []
+    with torch.no_grad():
+        said = seen.net(_public(target, seen.task), seen.task.id).softmax(1).mean(0)
+    counts = (labels.histogram(bias, said) * n).round()
+    right = int(torch.minimum(counts, torch.bincount(seen.y, minlength=len(counts))).sum())
+    return [place < right for place in range(n)]
+
+
+def _told_label(seen: Seen) -> int | None:
+    """What the last bias says of a single record; None where there is no such bias, or no such record."""
+    bias = _bias(seen)
+    return labels.label(bias) if bias is not None and len(seen.y) == 1 else None
+
+
+def _bias(seen: Seen) -> Tensor | None:
+    """The gradient of the last bias."""
+    return seen.gradient.get(f"tasks.{seen.net.owner(seen.task.id)}.out.bias")
+
+
+def _public(target: Target, task: Task) -> Tensor:
+    """Samples that no hospital trains on: the server may have such."""
+    federation = target.federation
+    return torch.cat([federation.batch(h, task.index, "test").x for h in range(len(federation.names))])
 
 
 def _shaped(x: Tensor, shape: torch.Size) -> Tensor:
@@ -187,8 +235,7 @@ def _row(
 ) -> dict[str, Any]:
     """One attack's figures over all tries."""
     low, high = bounds
-    federation = target.federation
-    public = torch.cat([federation.batch(h, task.index, "test").x for h in range(len(federation.names))])
+    public = _public(target, task)
     x, truth = torch.cat([x for _, x, _ in several]), torch.cat([truth for _, _, truth in several])
     ratios = images.psnr(x, truth)
     told: dict[str, Any] = {"attack": name, "batch": size, "knows": several[0][0].knows, "tries": len(several)}

@@ -101,9 +101,10 @@ def _reconstruction(told: Found) -> Lines:
     head = ["attack", "records", "knows besides", "PSNR, median [least, most]", "mean image", "SSIM", "tries"]
     rows = []
     for row in told["rows"]:
-        if row["attack"] == "label":
+        if "right" in row:
             right = f"{row['right']} of {row['tries']} labels"
-            rows.append(["label, of the last bias", str(row["batch"]), "nothing", right, "", "", str(row["tries"])])
+            name = f"{row['attack']}, of the last bias"
+            rows.append([name, str(row["batch"]), "nothing", right, "", "", str(row["tries"] // row["batch"])])
             continue
         middle, low, high = row["psnr"]
         ratio = f"{middle:.1f} dB [{low:.1f}, {high:.1f}]"

@@ -26,6 +26,10 @@ def test_the_readme_has_a_place_for_every_experiment(run):
     assert sorted(run.ORDER) == NAMES
 
 
+def test_the_top_readme_shows_what_the_runs_came_to(run):
+    assert "\n".join(run.grid(run.SHOWN)) in (HERE.parent / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_form(run, name, tmp_path, monkeypatch):
     arguments = argparse.Namespace(output=tmp_path / "runs", quick=True, seeds=0, rows=[], jobs=1)

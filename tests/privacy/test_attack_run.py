@@ -163,6 +163,9 @@ def test_without_protection_a_record_is_read_off(attacked: leaks.Found) -> None:
     assert rows["first layer", 1]["psnr"][1] > 80
     assert rows["Fisher diagonal", 1]["psnr"][1] > 80
     assert rows["label", 1]["right"] == 2
+    assert rows["label counts", 8]["right"] >= 6
+    assert rows["iDLG", 1]["psnr"][1] > rows["iDLG", 1]["baseline"]
+    assert rows["DLG", 8]["knows"] == "nothing"
 
 
 def test_secure_aggregation_shows_a_sum(tmp_path: Path) -> None:
