@@ -15,6 +15,7 @@ from fedcl.federation import Federation
 
 Record = dict[str, Any]
 _IN_A_ROW = 3  # rounds: updates of honest hospitals stand out now and then
+_STAYS = 2  # rounds: the merged model may be far from one small hospital's labels for one
 _FEWEST = 10  # samples that a share is taken of
 _SURE = 3.0  # standard errors by which a hospital's labels must stand out
 
@@ -40,6 +41,7 @@ class Alarms:
         self._best: dict[tuple[str, str], float] = {}  # (task, figure) → accuracy
         self._lost: dict[tuple[str, str], int] = {}  # … → how many thresholds were told already
         self._lowest: dict[tuple[int, Any], float] = {}  # (stage, client) → loss
+        self._high: dict[tuple[int, Any], int] = {}  # … → rounds in a row beyond the limit
         self._strange: dict[tuple[str, int, Any], int] = {}  # (figure, stage, client) → rounds in a row
         self._counts: dict[Any, dict[str, float]] = {}  # hospital → what it counted at the end of this stage …
         self._tasks: dict[Any, str | None] = {}  # … of which task
@@ -89,13 +91,16 @@ class Alarms:
             }
 
     def _divergence(self, record: Mapping[str, Any]) -> Iterator[Record]:
-        """A hospital's loss against guessing, where it does not sink."""
+        """A hospital's loss against guessing, where it stays high and does not sink."""
         loss, key = record["value"], (record["stage"], record["client"])
         limit = self.rules.divergence
         lowest = self._lowest.get(key, math.inf)
         self._lowest[key] = min(lowest, loss)
         first = record["round"] % self._rounds == 0 and self._rounds > 1  # a new task may begin high
-        if limit and not first and loss > limit * self._chance and (loss > lowest or math.isinf(lowest)):
+        high = limit > 0 and not first and loss > limit * self._chance
+        self._high[key] = self._high.get(key, 0) + 1 if high else 0
+        stays = self._high[key] >= min(_STAYS, max(self._rounds - 1, 1))
+        if stays and (loss > lowest or math.isinf(lowest)):
             note = f"training loss {loss:.3g}; its lowest in this stage {min(lowest, loss):.3g}, guessing "
             yield {"name": "divergence", "value": loss, "note": f"{note}{self._chance:.3g}"}
 

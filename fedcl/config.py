@@ -138,7 +138,7 @@ class Alarms(Section):
     """A hospital's updates are so many times as long as the median hospital's, three rounds in a row."""
     opposed: Share = 0.6
     """Its updates point against the others', three rounds in a row: their mean cosine is below minus this."""
-    divergence: Annotated[float, Field(ge=0)] = 3.0
+    divergence: Annotated[float, Field(ge=0)] = 5.0
     """A hospital's training loss is so many times that of guessing, and has risen in the stage."""
     labels: Share = 0.15
     """The merged model disagrees with a share of a hospital's training labels that is so far above what the other

@@ -156,13 +156,14 @@ def test_a_loss_below_guessing_or_in_a_first_round_is_no_alarm(small):
         return [alarm["name"] for alarm in rules.take(record)]
 
     assert take(0, 50.0) == []  # a new task may begin high
-    assert take(1, 3.1 * math.log(2)) == []  # it sinks
-    assert take(2, 3.2 * math.log(2)) == ["divergence"]
-    assert take(2, 3.2 * math.log(2)) == []  # told already
-    other = Alarms(config, federations.build(config))
-    for number, loss in enumerate((0.1, 0.2, 2.9 * math.log(2))):
-        record = {"stage": 0, "round": number, "client": 1, "task": None, "phase": "train", "name": "loss"}
-        assert other.take(record | {"value": loss}) == []
+    assert take(1, 5.1 * math.log(2)) == []  # it sinks
+    assert take(2, 5.2 * math.log(2)) == ["divergence"]
+    assert take(2, 5.2 * math.log(2)) == []  # told already
+    for losses in ((0.1, 0.2, 9.0), (0.1, 9.0, 0.2), (0.1, 4.8 * math.log(2), 4.9 * math.log(2))):
+        other = Alarms(config, federations.build(config))
+        for number, loss in enumerate(losses):
+            record = {"stage": 0, "round": number, "client": 1, "task": None, "phase": "train", "name": "loss"}
+            assert other.take(record | {"value": loss}) == []
 
 
 def test_drift_is_the_mean_cosine_and_the_norm_ratio():
