@@ -24,6 +24,9 @@ from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
 _SILENT = 30.0  # seconds for a visitor to say what it came for
 _LOOK = 0.5  # seconds between two looks at the SuperNode
+# Flower 1.41 keeps a message that it says it ignores, because its run ended on the way: from then on each answer leaves
+# only when the next message comes, and never in time. A SuperNode that starts anew has forgotten it.
+_LOST = b"status. Ignoring message"
 
 
 class Desk:
@@ -116,7 +119,7 @@ def run(folder: Path) -> None:
         stubs, command = launcher.install(Path(private))
         keeper.start("launcher", command, environment)
         path = os.pathsep.join([str(stubs), environment["PATH"]])
-        keeper.start("supernode", _supernode(folder, node, place), environment | {"PATH": path})
+        keeper.start("supernode", _supernode(folder, node, place), environment | {"PATH": path}, _LOST)
         desk = Desk(folder, keeper)
         try:
             while True:

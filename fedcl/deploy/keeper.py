@@ -28,8 +28,9 @@ class Keeper:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._kept: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+        self._kept: dict[str, tuple[Sequence[str], Mapping[str, str], bytes]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._read: dict[str, int] = {}  # bytes of the log that were looked through
         self._again: dict[str, float] = {}
         for name in ("pids", "logs"):
             (folder / name).mkdir(exist_ok=True)
@@ -41,10 +42,13 @@ class Keeper:
         """Write down a process's id, so that it can be stopped by it."""
         (self.folder / "pids" / name).write_text(str(pid))
 
-    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start a process; `look` starts it again when it ends."""
-        self._kept[name] = (arguments, environment)
-        with (self.folder / "logs" / f"{name}.log").open("ab") as log:
+    def start(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], lost: bytes = b""
+    ) -> subprocess.Popen[bytes]:
+        """Start a process; `look` starts it again when it ends, and ends it where its log says that it is `lost`."""
+        self._kept[name] = (arguments, environment, lost)
+        with self._log(name).open("ab") as log:
+            self._read[name] = log.tell()
             process = subprocess.Popen(
                 arguments, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -54,9 +58,11 @@ class Keeper:
         return process
 
     def look(self) -> None:
-        """Start again what has ended, after a pause."""
+        """Start again what has ended, after a pause; end what is lost."""
         for name, process in list(self._processes.items()):
             if process.poll() is None:
+                if self._is_lost(name):
+                    process.terminate()
                 continue
             if name not in self._again:
                 self._again[name] = time.monotonic() + _PAUSE
@@ -64,6 +70,21 @@ class Keeper:
                 del self._again[name]
                 _end_group(process)
                 self.start(name, *self._kept[name])
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether the log has said so since it was looked at last."""
+        lost = self._kept[name][2]
+        if not lost:
+            return False
+        with self._log(name).open("rb") as log:
+            log.seek(self._read[name])
+            text = log.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read[name] += len(whole)
+        return lost in whole
 
     def close(self) -> None:
         """End all processes, the last one first, and forget their ids."""
