@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import BASE, merged
+from small import BASE, light, merged
 
 from fedcl.config import Config
 from fedcl.results import Result
@@ -32,7 +32,7 @@ def small() -> Callable[..., Config]:
     """Config of the small federation, with nested changes."""
 
     def make(**changes: Any) -> Config:
-        return Config.model_validate(merged(BASE, **changes))
+        return Config.model_validate(light(merged(BASE, **changes)))
 
     return make
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from fedcl.contracts import TEST, TRAIN, Samples
+from fedcl.plugins import split
 from fedcl.results import Result
 from fedcl.server import Server
 
@@ -30,6 +31,17 @@ TINY: dict[str, Any] = {  # settings of a run of a second, for what needs many
     "train": {"rounds": 2, "epochs": 1},
     "model": {"options": {"hidden": [8]}},
 }
+
+
+LIGHT: dict[str, dict[str, Any]] = {  # of methods that take long at their defaults, what laws need not spend time on
+    "target": {"steps": 3, "samples": 4, "width": 8, "size": 8, "noise": 4},
+}
+
+
+def light(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the options above, where it says nothing else."""
+    names = [name for name in split(config.get("method", "")) if name in LIGHT]
+    return merged({"methods": {name: LIGHT[name] for name in names}}, **config) if names else config
 
 
 def merged(base: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fedcl import Config
+from fedcl.simulation import check
+
 HERE = Path(__file__).parents[2] / "experiments"
 NAMES = sorted(file.stem for file in HERE.glob("*.toml"))
 
@@ -28,6 +31,15 @@ def test_the_readme_has_a_place_for_every_experiment(run):
 
 def test_the_top_readme_shows_what_the_runs_came_to(run):
     assert "\n".join(run.grid(run.SHOWN)) in (HERE.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_is_a_config_whose_parts_go_together(run, name):
+    """Also of those rows that the quick form leaves out."""
+    cells = list(run.cells(run.read(name), [0], False, Path("runs"), []))
+    assert cells
+    for cell in cells:
+        check(Config.model_validate(cell.config))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small import BASE, assert_same, merged, stop_after
+from small import BASE, assert_same, light, merged, stop_after
 
 from fedcl import plugins
 from fedcl.config import Config
@@ -152,7 +152,7 @@ def _config(variant: str, output: Path) -> Config:
     run = {"output": str(output), "checkpoint_every": 1}
     if "grow" in variant:
         start = merged(start, train={"rounds": 4})
-    return Config.model_validate(merged(merged(start, **VARIANTS[variant]), run=run))
+    return Config.model_validate(merged(light(merged(start, **VARIANTS[variant])), run=run))
 
 
 def test_every_rule_of_growth_is_among_them():
