@@ -70,7 +70,12 @@ def client_app(client: Client) -> ClientApp:
 
 
 def server_app(
-    clients: int, serve: Callable[[Ask], None], poll: float = 0.05, patience: float = 300.0, needed: int = 0
+    clients: int,
+    serve: Callable[[Ask], None],
+    poll: float = 0.05,
+    patience: float = 300.0,
+    needed: int = 0,
+    lull: float = 0.0,
 ) -> ServerApp:
     """A ServerApp that meets its clients and hands `serve` the way to ask them.
 
@@ -80,11 +85,12 @@ def server_app(
         poll: seconds between two looks for replies; 0 where the Grid waits by itself.
         patience: seconds to wait for them to show up.
         needed: how many must be there then; 0 is all.
+        lull: seconds of silence after which a client is asked whether it is at work; 0 where no message gets lost.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        serve(Exchange(grid, clients, poll, patience, needed).ask)
+        serve(Exchange(grid, clients, poll, patience, needed, lull).ask)
 
     return app

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -15,6 +17,7 @@ from fedcl.runtime import compat, wire
 
 _TYPES = {"train": "train", "consolidate": "query.consolidate", "evaluate": "evaluate", "mask": "query.mask"}
 IDENTIFY = "query.identify"
+_SURE = 2  # questions that were answered: one alone may have been taken before the message
 
 
 def versions() -> dict[str, str]:
@@ -49,6 +52,38 @@ class Roll:
                     yield node, reply
 
 
+class Calls:
+    """Finds messages that a node will never answer: it has answered what it was asked after them.
+
+    A SuperNode does one message at a time. One that was killed and is back has forgotten what it was at, and where the
+    SuperLink has not missed it meanwhile, nobody says so.
+
+    Args:
+        grid: one whose nodes do one message at a time.
+        lull: seconds of silence between two questions; 0 asks none.
+    """
+
+    def __init__(self, grid: Grid, lull: float) -> None:
+        self._grid, self._lull = grid, lull
+        self._next = time.monotonic() + lull if lull else math.inf
+        self._open: dict[str, str] = {}  # question → the message that it came after
+        self._answered: Counter[str] = Counter()
+
+    def lost(self, waiting: Mapping[str, int]) -> list[str]:
+        """Of the messages that wait for their answers (message → node), those that wait in vain."""
+        if time.monotonic() < self._next:
+            return []
+        self._next = time.monotonic() + self._lull
+        for reply in list(self._grid.pull_messages(list(self._open))) if self._open else ():
+            after = self._open.pop(reply.metadata.reply_to_message_id, None)
+            if after is not None and not reply.has_error():
+                self._answered[after] += 1
+        silent = [message for message in waiting if message not in self._open.values()]
+        questions = [Message(RecordDict(), waiting[message], IDENTIFY) for message in silent]
+        self._open |= dict(zip(self._grid.push_messages(questions), silent, strict=True)) if silent else {}
+        return [message for message in waiting if self._answered[message] >= _SURE]
+
+
 class Exchange:
     """Talks to the clients of a Grid by their index.
 
@@ -58,13 +93,22 @@ class Exchange:
         poll: seconds between two looks for replies; 0 where the Grid waits by itself.
         patience: seconds to wait for the clients to show up.
         needed: how many must be there for the run to begin; 0 is all.
+        lull: seconds of silence after which a client is asked whether it is at work; 0: the Grid loses no message.
 
     Raises:
         FedclError: too few showed up, or one runs another version of fedcl.
     """
 
-    def __init__(self, grid: Grid, clients: int, poll: float = 0.05, patience: float = 300.0, needed: int = 0) -> None:
-        self._grid, self._poll = grid, poll
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        poll: float = 0.05,
+        patience: float = 300.0,
+        needed: int = 0,
+        lull: float = 0.0,
+    ) -> None:
+        self._grid, self._poll, self._lull = grid, poll, lull
         self._nodes: dict[int, int] = {}  # client → node
         self._roll = Roll(grid, IDENTIFY)
         self._trouble = ""  # the last reason why a node could not say who it is
@@ -90,14 +134,15 @@ class Exchange:
             messages[client] = Message(content, self._nodes[client], _TYPES[job.phase], group_id=str(job.round))
         identities = dict(zip(messages, self._grid.push_messages(messages.values()), strict=True))
         end = time.monotonic() + timeout
-        waiting = dict.fromkeys(identities.values())  # in order
+        waiting = {identities[client]: self._nodes[client] for client in identities}  # in order
+        calls, lost = Calls(self._grid, self._lull), set[str]()
         arrived: dict[str, Message] = {}  # out of turn
         for client, _ in jobs:
             if client not in identities:
                 yield Answer(client, None, "not connected", 0, 0)
                 continue
             identity = identities[client]
-            while identity not in arrived and time.monotonic() < end:
+            while not (identity in arrived or identity in lost) and time.monotonic() < end:
                 replies = list(self._grid.pull_messages(waiting))
                 for reply in replies:
                     if (to := reply.metadata.reply_to_message_id) in waiting:
@@ -105,7 +150,11 @@ class Exchange:
                         arrived[to] = reply
                 if not replies:
                     time.sleep(self._poll)
+                lost.update(calls.lost(waiting))
             waiting.pop(identity, None)
+            if identity in lost and identity not in arrived:
+                yield Answer(client, None, "its message was lost: it was started anew meanwhile", 0, 0)
+                continue
             yield self._read(client, messages[client], arrived.pop(identity, None), timeout)
 
     def _read(self, client: int, sent: Message, reply: Message | None, timeout: float) -> Answer:

@@ -38,6 +38,7 @@ from fedcl.runtime.worker import SURVEY
 _CALL_BACK = 120.0  # seconds for the ServerApp to start
 _ANSWER = 300.0  # seconds for the SuperLink to take or give messages
 _POLL = 0.3  # seconds between two looks for replies
+_LULL = 20.0  # seconds of silence after which a hospital is asked whether it is at work
 
 
 class RelayGrid(Grid):
@@ -117,7 +118,7 @@ def run(launch: Launch) -> None:
     """Submit the run to a SuperLink and serve it from here: returns when the ServerApp does."""
     federation = launch.config.federation
     needed = max(1, math.ceil(federation.quorum * launch.clients))
-    app = apps.server_app(launch.clients, launch.serve, _POLL, federation.join_timeout, needed)
+    app = apps.server_app(launch.clients, launch.serve, _POLL, federation.join_timeout, needed, _LULL)
     described = json.dumps(launch.federation.describe()) if launch.config.data.own else ""
     with _session(launch.config, launch.run.identity(), described, launch.tell) as grid:
         local.serve(app, grid, grid.run.run_id)

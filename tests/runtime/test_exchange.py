@@ -80,3 +80,51 @@ def test_the_shims_of_a_deployment_load_no_torch():
     code = "import sys, fedcl.runtime.relay; print([m for m in ('torch', 'numpy.testing', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Nodes:
+    """A Grid whose nodes do one message at a time, and may forget one, or take long over it."""
+
+    def __init__(self, grid, kind, first):
+        self._grid, self._kind, self._first = grid, kind, first
+        self.get_node_ids = grid.get_node_ids
+        self.held = []  # of the node 1000
+        self.asked = 0
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            if node == 1000 and kind == "evaluate" and self._first:
+                self._first = False
+                ids.append("kept")
+                self.held += [message] if self._kind == "slow" else []
+            elif node == 1000 and self.held:  # one after the other
+                self.asked += 1
+                ids.append(f"behind {self.asked}")
+            else:
+                ids += self._grid.push_messages([message])
+        return ids
+
+    def pull_messages(self, ids):
+        found = list(self._grid.pull_messages([one for one in ids if not one.startswith(("kept", "behind"))]))
+        if "kept" in ids and self.held and self.asked:
+            (message,) = self.held
+            (own,) = self._grid.push_messages([message])
+            (reply,) = self._grid.pull_messages([own])
+            reply.metadata._reply_to_message_id = "kept"
+            self.held = []
+            found.append(reply)
+        return found
+
+
+@pytest.mark.parametrize("kind", ["forgotten", "slow"])
+def test_a_message_that_a_node_has_forgotten_is_not_waited_for(grid, kind):
+    """Who answers what it was asked later does not know it any more; who does not may be at work on it."""
+    talk = Exchange(Nodes(grid, kind, True), 3, poll=0.01, patience=0.1, lull=0.05)
+    job = Job("evaluate", 0, 0, (), {})
+    answers = list(talk.ask([(client, job) for client in range(3)], timeout=60))
+    assert [bool(answer.error) for answer in answers] == [kind == "forgotten", False, False]
+    assert kind == "slow" or "lost" in answers[0].error
+    again = list(talk.ask([(client, job) for client in range(3)], timeout=60))
+    assert [answer.error for answer in again] == ["", "", ""]
