@@ -92,7 +92,7 @@ class Quadratic(Method):
 
     def measure(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Params:
         """Ω ≥ 0 of each of these parameters, of its shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no measure")
 
     def upload(self, memory: Memory) -> Memory:
         """The importance of the task just ended, where hospitals share it."""
