@@ -2,6 +2,7 @@
 #
 #     docker build -t fedcl .                                                                # CPU
 #     docker build -t fedcl:cuda --build-arg TORCH=https://pypi.org/simple .                # NVIDIA GPUs
+#     docker build -t fedcl --build-arg EXTRAS=privacy,pandas .                              # with extras of pyproject.toml
 #     docker run --rm -v "$PWD":/work fedcl simulate --clients 5
 #     docker run --rm --gpus all -v "$PWD":/work fedcl:cuda simulate --devices auto
 #
@@ -10,13 +11,14 @@
 FROM python:3.12-slim
 
 ARG TORCH=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 RUN pip install --index-url "$TORCH" torch torchvision
 WORKDIR /opt/fedcl
 COPY pyproject.toml README.md LICENSE ./
 COPY fedcl ./fedcl
-RUN pip install . && useradd --create-home --uid 1000 fedcl
+RUN pip install ".${EXTRAS:+[$EXTRAS]}" && useradd --create-home --uid 1000 fedcl
 
 USER fedcl
 WORKDIR /work

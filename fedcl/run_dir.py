@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fedcl.config import Config
 from fedcl.contracts import FedclError, Params
+from fedcl.store import read_tensors
 from fedcl.toml import dumps
 
 _PACKAGES = ("fedcl", "torch", "torchvision", "flwr", "numpy", "scikit-learn")
@@ -131,7 +132,7 @@ class RunDir:
                 file = self.path / manifest["file"]
                 if _digest(file) != manifest["sha256"] or not usable(manifest["state"]):
                     raise ValueError("damaged")
-                tensors = load_file(file)
+                tensors = read_tensors(file)
             except (OSError, ValueError, KeyError, SafetensorError):
                 path.unlink(missing_ok=True)  # cut short: the one before it is whole
                 continue
