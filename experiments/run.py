@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,9 @@ def seeds_of(plan: Tree, most: int) -> list[int]:
     return seeds[:most] if most else seeds
 
 
-def cells(plan: Tree, seeds: list[int], quick: bool, output: Path, rows: list[str]) -> Iterator[Cell]:
+def cells(
+    plan: Tree, seeds: list[int], quick: bool, output: Path, rows: Sequence[str] = (), columns: Sequence[str] = ()
+) -> Iterator[Cell]:
     """All runs of an experiment; the quick form has smaller ones."""
     small = {key: value for key, value in plan["quick"].items() if key not in ("columns", "rows")} if quick else {}
     wanted = rows or (plan["quick"].get("rows", []) if quick else [])
@@ -65,6 +67,8 @@ def cells(plan: Tree, seeds: list[int], quick: bool, output: Path, rows: list[st
             continue
         for key, column in plan["columns"].items():
             if key not in row.get("columns", [key]) or (quick and key not in plan["quick"].get("columns", [key])):
+                continue
+            if columns and key not in columns:
                 continue
             for seed in seeds:
                 folder = output / "".join(c if c.isalnum() else "_" for c in f"{row['name']}-{key}") / str(seed)
@@ -96,7 +100,7 @@ def experiment(name: str, arguments: argparse.Namespace) -> Tree:
     plan = read(name)
     output = arguments.output / (f"{name}-quick" if arguments.quick else name)
     seeds = seeds_of(plan, 1 if arguments.quick else arguments.seeds)
-    todo = list(cells(plan, seeds, arguments.quick, output, arguments.rows))
+    todo = list(cells(plan, seeds, arguments.quick, output, arguments.rows, arguments.columns))
     begin, found = time.time(), {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for done, (cell, values) in enumerate(pool.map(run, todo), start=1):
@@ -112,11 +116,12 @@ def experiment(name: str, arguments: argparse.Namespace) -> Tree:
 
 
 def save(name: str, found: Tree) -> None:
-    """Add an experiment's figures to those that are there, row by row."""
+    """Add an experiment's figures to those that are there, cell by cell."""
     path = HERE / "results" / f"{name}.json"
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     rounded = json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.6g}"))
-    path.write_text(json.dumps(old | rounded, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    both = old | {row: old.get(row, {}) | columns for row, columns in rounded.items()}
+    path.write_text(json.dumps(both, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
 
 
 def table(name: str) -> str:
@@ -243,6 +248,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=0, help="instead of the experiment's own number")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--rows", nargs="*", default=[], help="only these rows")
+    parser.add_argument("--columns", nargs="*", default=[], help="only these columns, by the names in the file")
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--tables", action="store_true", help="only write README.md again")
     arguments = parser.parse_args()

@@ -36,7 +36,7 @@ def test_the_top_readme_shows_what_the_runs_came_to(run):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_is_a_config_whose_parts_go_together(run, name):
     """Also of those rows that the quick form leaves out."""
-    cells = list(run.cells(run.read(name), [0], False, Path("runs"), []))
+    cells = list(run.cells(run.read(name), [0], False, Path("runs")))
     assert cells
     for cell in cells:
         check(Config.model_validate(cell.config))
