@@ -133,12 +133,12 @@ class Federation:
 
     def rows(self) -> Iterator[tuple[int, int, str, str]]:
         """(sample, hospital, split, class name) for every sample, in the data set's order."""
-        split_names = list(SPLITS)
         cell = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
-        labels = self._y.numpy()
-        for row in np.argsort(self._samples):
-            hospital, part = divmod(int(cell[row]), 3)
-            yield int(self._samples[row]), hospital, split_names[part], self.classes[labels[row]]
+        order = np.argsort(self._samples)
+        hospitals, parts = np.divmod(cell[order], len(SPLITS))
+        splits = map(list(SPLITS).__getitem__, parts.tolist())
+        classes = map(self.classes.__getitem__, self._y.numpy()[order].tolist())
+        return zip(self._samples[order].tolist(), hospitals.tolist(), splits, classes, strict=True)
 
 
 def build(config: Config, samples: Samples | None = None, place: Place | None = None) -> Federation:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
 from fedcl import evaluate
 from fedcl.contracts import Batch, Job, Task
 from fedcl.federation import Federation
@@ -11,6 +14,7 @@ from fedcl.net import Net
 from fedcl.shelf import Shelf
 
 FEWEST = 5  # samples: a count over fewer would speak of single ones
+Ids = npt.NDArray[np.int64]
 _LABELS = "labels/"  # before a figure, in an update's metrics
 
 
@@ -25,7 +29,7 @@ class Quality:
 
     def __init__(self, federation: Federation, net: Net, shelf: Shelf) -> None:
         self._federation, self._net, self._shelf = federation, net, shelf
-        self._hashes: dict[tuple[int, int, str], list[int]] = {}
+        self._hashes: dict[tuple[int, int, str], Ids] = {}
 
     def measure(self, client: int, job: Job) -> dict[str, float]:
         """Figures `labels/…`, of a client that is one hospital with a task in this stage; none of fewer than 5 samples.
@@ -41,55 +45,57 @@ class Quality:
             return {}
         now = [task for task in map(self._task, plan[job.stage][client]) if task.id in job.tasks]
         sofar = {task.index: task for stage in plan[: job.stage + 1] for task in map(self._task, stage[client])}
-        samples, tested = (sum(len(self._batch(client, t, split).y) for t in now) for split in ("train", "test"))
-        if not now or samples < FEWEST:
+        y, tested = self._labels(client, now, "train"), self._labels(client, now, "test")
+        if len(y) < FEWEST:
             return {}
-        found = {"samples": samples} | self._wrong(client, job, now)
-        labels = self._labels(client, list(sofar.values()))
-        found["conflicts"] = sum(len(labels[key]) > 1 for task in now for key in self._keys(client, task, "train"))
-        if tested >= FEWEST:
-            training = {key for task in sofar.values() for key in self._keys(client, task, "train")}
-            trained = {y for task in sofar.values() for y in self._batch(client, task, "train").y.tolist()}
-            found["tested"] = tested
-            found["leaks"] = sum(key in training for task in now for key in self._keys(client, task, "test"))
-            found["gaps"] = sum(y not in trained for task in now for y in self._batch(client, task, "test").y.tolist())
+        met = list(sofar.values())
+        trained, training = self._labels(client, met, "train"), self._keys(client, met, "train")
+        keys = np.concatenate([training, self._keys(client, met, "val")])
+        twice = _ambiguous(keys, np.concatenate([trained, self._labels(client, met, "val")]))
+        found = {"samples": len(y)} | self._wrong(client, job, now)
+        found["conflicts"] = int(np.isin(self._keys(client, now, "train"), twice).sum())
+        if len(tested) >= FEWEST:
+            found["tested"] = len(tested)
+            found["leaks"] = int(np.isin(self._keys(client, now, "test"), training).sum())
+            found["gaps"] = int(np.isin(tested, trained, invert=True).sum())
         return {_LABELS + name: float(value) for name, value in found.items()}
 
     def _wrong(self, client: int, job: Job, now: list[Task]) -> dict[str, int]:
         """By class, where there are enough."""
         parts = self._shelf.parts(client, replace(job, tasks=tuple(task.id for task in now)))
-        wrong: dict[int, list[bool]] = {}
+        asked, missed = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for task, batch in parts:
             y = self._batch(client, task, "train").y
             if len(y):
-                answers = evaluate.wrong(self._net.net, task, Batch(batch.x, y)).tolist()
-                for label, answer in zip(y.tolist(), answers, strict=True):
-                    wrong.setdefault(label, []).append(answer)
-        enough = {label: found for label, found in sorted(wrong.items()) if len(found) >= FEWEST}
-        counts = {f"samples.{label}": len(found) for label, found in enough.items()}
-        return counts | {f"wrong.{label}": sum(found) for label, found in enough.items()}
+                asked.append(y.numpy())
+                missed.append(asked[-1][evaluate.wrong(self._net.net, task, Batch(batch.x, y)).numpy()])
+        labels, counts = np.unique(np.concatenate(asked), return_counts=True)
+        wrong = np.concatenate(missed)
+        enough = {int(y): int(n) for y, n in zip(labels, counts, strict=True) if n >= FEWEST}
+        samples = {f"samples.{label}": count for label, count in enough.items()}
+        return samples | {f"wrong.{label}": int((wrong == label).sum()) for label in enough}
 
-    def _labels(self, client: int, tasks: list[Task]) -> dict[int, set[int]]:
-        """The labels of each distinct sample of training and validation."""
-        labels: dict[int, set[int]] = {}
+    def _labels(self, client: int, tasks: list[Task], split: str) -> Ids:
+        """Of the client's samples of some tasks, one task after another [n]."""
+        return np.concatenate([np.zeros(0, np.int64), *(self._batch(client, t, split).y.numpy() for t in tasks)])
+
+    def _keys(self, client: int, tasks: list[Task], split: str) -> Ids:
+        """A hash of each sample's bytes [n], 64 bits, in the order of `_labels`; equal samples have equal ones."""
         for task in tasks:
-            for split in ("train", "val"):
-                for key, y in zip(
-                    self._keys(client, task, split), self._batch(client, task, split).y.tolist(), strict=True
-                ):
-                    labels.setdefault(key, set()).add(y)
-        return labels
-
-    def _keys(self, client: int, task: Task, split: str) -> list[int]:
-        """A hash of each sample's bytes, 64 bits; equal samples have equal ones."""
-        key = client, task.index, split
-        if key not in self._hashes:
-            rows = self._batch(client, task, split).x.flatten(1).contiguous().numpy()
-            self._hashes[key] = [hash(row.tobytes()) for row in rows]
-        return self._hashes[key]
+            if (key := (client, task.index, split)) not in self._hashes:
+                rows = self._batch(client, task, split).x.flatten(1).contiguous().numpy()
+                self._hashes[key] = np.array([hash(row.tobytes()) for row in rows], np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *(self._hashes[client, t.index, split] for t in tasks)])
 
     def _batch(self, client: int, task: Task, split: str) -> Batch:
         return self._federation.train_data(client, task.index, split)
 
     def _task(self, index: int) -> Task:
         return self._federation.tasks[index]
+
+
+def _ambiguous(keys: Ids, labels: Ids) -> Ids:
+    """The keys [k] that come with more than one label."""
+    order = np.lexsort((labels, keys))
+    keys, labels = keys[order], labels[order]
+    return np.unique(keys[1:][(keys[1:] == keys[:-1]) & (labels[1:] != labels[:-1])])

@@ -6,6 +6,7 @@ Every file is written beside its place and moved there, so that a kill at any mo
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -74,7 +75,8 @@ class RunDir:
         environment["command"] = ["fedcl", *sys.argv[1:]]
         self.write("env.json", json.dumps(environment, indent=2))
         self.write("federation.json", json.dumps(federation))
-        lines = ("{},{},{},{}\n".format(*row[:3], _quoted(str(row[3]))) for row in rows)
+        quoted = functools.cache(_quoted)
+        lines = [f"{sample},{hospital},{split},{quoted(label)}\n" for sample, hospital, split, label in rows]
         self.write("split.csv", "sample,hospital,split,class\n" + "".join(lines))
 
     def status(self, state: str, **facts: Any) -> None:
