@@ -42,9 +42,17 @@ def test_every_cell_is_a_config_whose_parts_go_together(run, name):
         check(Config.model_validate(cell.config))
 
 
+def test_a_column_that_is_run_alone_leaves_the_others(run, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    for column in ("one", "two"):
+        run.save("some", {"row": {column: {"seconds": [1.0]}}})
+    assert list(run.results("some")["row"]) == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_quick_form(run, name, tmp_path, monkeypatch):
-    arguments = argparse.Namespace(output=tmp_path / "runs", quick=True, seeds=0, rows=[], jobs=1)
+    arguments = argparse.Namespace(output=tmp_path / "runs", quick=True, seeds=0, rows=[], columns=[], jobs=1)
     found = run.experiment(name, arguments)
     plan = run.read(name)
     names = plan["quick"].get("rows") or [row["name"] for row in plan["rows"]]
