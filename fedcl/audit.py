@@ -2,12 +2,13 @@
 
 Kinds of artefacts: `update` (deltas of training), `upload` (what a method or a merging rule sends beside them),
 `statistics` (sums by which a task is inferred), `count` (of samples), `figure` (losses and accuracies), `answers` (on
-test samples), `presence` (which tasks and classes a hospital has, that it took part, and when).
+test samples), `survey` (asked before the run, where hospitals hold their own data), `presence` (which tasks and classes
+a hospital has, that it took part, and when).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedcl.contracts import Job, Update, role
@@ -18,6 +19,7 @@ from fedcl.privacy import Guard
 
 _COUNTS = ("samples", "examples", "n")
 _OF_RECORDS = ("update", "upload", "statistics", "figure")  # those that training or validation records shape
+_OF_HOSPITALS = ("count", "answers")  # what tells of a hospital beside them
 _OWN = ("memory",)  # bytes that a method keeps: nothing of what is in them
 
 
@@ -31,22 +33,27 @@ class Audit:
     def __init__(self, kept: Mapping[str, Any] | None = None) -> None:
         self.notes: dict[str, dict[str, Any]] = {name: dict(facts) for name, facts in (kept or {}).items()}
 
-    def note(self, job: Job, update: Update, guard: Guard, scaled: bool = False) -> list[str]:
-        """One answer to one Job; the artefacts in it that come from training records and that nothing covers.
+    def note(self, job: Job, update: Update, guard: Guard, measured: Sequence[str] = ()) -> list[str]:
+        """One answer to one Job; the artefacts in it that come from protected units and that no ε speaks of.
 
-        `scaled` says that samples were scaled by means and deviations that were measured on them.
+        `measured` on training records are statistics by which the samples of others are changed.
         """
         bare = []
-        scaling = [("means and deviations of features, by which samples are scaled", "statistics", 0)] if scaled else []
-        for artefact, kind, size in (*scaling, *_artefacts(job, update)):
+        shaping = _OF_RECORDS + (_OF_HOSPITALS if guard.unit == "hospital" else ())
+        for artefact, kind, size in (*((one, "statistics", 0) for one in measured), *_artefacts(job, update)):
             facts = self.notes.setdefault(artefact, {"kind": kind, "messages": 0, "bytes": 0, "hospitals": []})
             facts["messages"] += 1
             facts["bytes"] += size
             if update.client not in facts["hospitals"]:
                 facts["hospitals"] = sorted([*facts["hospitals"], update.client])
-            if kind in _OF_RECORDS and not guard.covering(kind):
+            if kind in shaping and not guard.bounded(kind):
                 bare.append(artefact)
         return bare
+
+    def surveyed(self, clients: Sequence[int]) -> None:
+        """Hospitals that hold their own data were asked for them before the first Job: no mechanism sees that."""
+        facts = {"kind": "survey", "messages": len(clients), "bytes": 0, "hospitals": list(clients)}
+        self.notes.setdefault("how many samples it has, by class and split, and which features it misses", facts)
 
     def table(self, guard: Guard) -> list[dict[str, Any]]:
         """All that left, what nothing covers first: artefact, kind, messages, bytes, hospitals, covered by, seen by."""

@@ -63,7 +63,7 @@ class Client:
     def run(self, client: int, job: Job) -> Update:
         """Do one Job in the name of a client; what it returns may lie in the net's memory, until the next Job."""
         evaluates = job.phase == "evaluate"
-        blank = evaluates and not self._merger.stays and not job.sealed
+        asked, blank = job.tasks, evaluates and not self._merger.stays and not job.sealed
         memory = start = {} if blank else self._here.memory(self.store.load(client, job.version))
         if job.broadcast and not evaluates:
             memory = self.method.receive(self._here.memory(job.broadcast), memory)
@@ -77,7 +77,7 @@ class Client:
         if self._grows:
             memory = structure.fit(memory, job.arrays)
         if evaluates:
-            update = self._guard.seal(self._exam.test(client, job), job)
+            update = self._guard.seal(self._exam.test(client, job, asked), job)
             update, memory = masked.hide(update, job, memory, self._guard.sums)
             return self._said(job, update, memory) if job.sealed else update
         act = self._train if job.phase == "train" else self._consolidate
@@ -89,8 +89,7 @@ class Client:
         if self._compression and job.phase == "train":
             update, memory = self._shrunk(update, job, memory)
         update, memory = masked.hide(update, job, memory, self._guard.sums)
-        kept = sum(value.nbytes for value in memory.values())
-        update = replace(update, metrics={**update.metrics, "memory": float(kept)})
+        update = self._guard.weighed(update, memory)
         return replace(update, version=job.version) if memory is start else self._said(job, update, memory)
 
     def _said(self, job: Job, update: Update, memory: Memory) -> Update:
@@ -121,7 +120,7 @@ class Client:
         if "begin" in job.flags:
             memory = self.method.begin_task(context, params, memory)
         if samples == 0:  # of a stream, none came since
-            return Update(client, {}, 0.0, {"loss": 0.0}), memory
+            return Update(client, masked.nothing(params, self._guard.sums), 0.0, {"loss": 0.0}), memory
         metrics = self._exam.validate(client, job, self.method.watches) if "validate" in job.flags else {}
         loss, steps, examples, memory = self._fit(context, job, params, parts, memory)
         metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
@@ -178,7 +177,8 @@ class Client:
         total, steps, examples = torch.zeros((), device=self.device), 0, 0
         way = self._steps(context, job, len(parts[0][1].y), memory)
         drawn_ones = way.draws(context, parts, begin, difficulty, offered)
-        for drawn in self._shelf.augmented(context.client, job, drawn_ones):
+        noise = self._guard.generator("augment", context.client, job.round)
+        for drawn in self._shelf.augmented(noise, drawn_ones):
             task, batch, first, progress = drawn
             if per_step:
                 asks = self._net.answers(task, job) if steps == 0 or len(parts) > 1 else {}
@@ -285,7 +285,7 @@ class Client:
             stage=job.stage,
             client=client,
             lr=job.lr,
-            generator=rng.torch_stream(self.config.seed, purpose, client, task.index, job.round),
+            generator=self._guard.generator(purpose, client, job.round, task.index),
             outputs=self._net.outputs,
             buffers=self._net.buffers(job.arrays),
             slots=self._slots,

@@ -27,10 +27,11 @@ class Exam:
         self._infer, self._members, self._net, self._shelf = config.model.infer, federation.members, net, shelf
         self._quality = Quality(federation, net, shelf) if config.alarms.on else None
 
-    def test(self, client: int, job: Job) -> Update:
+    def test(self, client: int, job: Job, asked: Sequence[str]) -> Update:
         """Counts of right answers of each hospital behind the client on each task's test samples.
 
-        Where they will be summed, by task alone. Beside them what it can say of its labels, see `Quality.measure`.
+        Where they will be summed, by task alone, of all tasks that the server asked for. Beside them what the client
+        can say of its labels, see `Quality.measure`.
         """
         arrays: Params = {}
         tasks = [self._net.tasks[name] for name in job.tasks]
@@ -41,7 +42,7 @@ class Exam:
                 arrays[f"{hospital}.{task}.answers"] = answers
                 arrays[f"{hospital}.{task}.scores"] = scores
         metrics = self._quality.measure(client, job) if self._quality else {}
-        arrays = _whole(tasks, arrays) if job.sealed else arrays
+        arrays = _whole([self._net.tasks[name] for name in asked], arrays) if job.sealed else arrays
         return Update(client, arrays, 0.0, metrics, version=job.version)
 
     def validate(self, client: int, job: Job, loss: bool) -> dict[str, float]:

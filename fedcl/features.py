@@ -6,7 +6,7 @@ are the row ranges of each hospital, `training` those of their training samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,13 @@ def method(data: Data, tabular: bool) -> object:
     if data.normalize != "auto":
         return data.normalize
     return "train" if tabular else "none"
+
+
+def measured(scaling: Mapping[str, Any]) -> list[str]:
+    """What was measured on training samples and changes those of others, of `Federation.scaling`; in plain words."""
+    scaled = ["means and deviations of features, by which samples are scaled"]
+    imputed = ["medians of features, which stand for missing values"]
+    return scaled * (scaling.get("how") in ("train", "client")) + imputed * bool(scaling.get("imputed"))
 
 
 def bounds(data: Data, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:

@@ -81,6 +81,12 @@ class Federation:
         """How many samples of a task a hospital holds in `train`, `val` or `test`."""
         return int(self._counts[hospital, task, SPLITS[split]].sum())
 
+    def records(self) -> int:
+        """How many training samples there are, each once, however many tasks share it."""
+        counts: np.ndarray = self._counts[:, :, TRAIN]
+        own = any(task.site is not None for task in self.tasks)  # a sample has one site; its class may be in more tasks
+        return int((counts.sum(1) if own else counts.max(1)).sum())
+
     def batch(self, hospital: int, task: int, split: str) -> Batch:
         """A hospital's samples of a task, in the data set's order. Maybe a view: do not change it in place.
 
@@ -227,8 +233,10 @@ def _features(
     training = [slice(starts[k], starts[k + 1]) for k in there]
     if flagged is None:
         flagged = features.lacking(x, training) if samples.missing else ()
+    gaps = bool(samples.missing) and any(bool(x[rows].isnan().any()) for rows in training)
     flags = features.impute(x, hospitals, training, flagged) if samples.missing or flagged else None
     scaling = features.normalize(x, hospitals, training, features.method(config.data, samples.tabular))
+    scaling |= {"imputed": True} if gaps else {}
     return (x if flags is None else torch.cat([x.nan_to_num_(0.0), flags], dim=1)), flagged, scaling
 
 

@@ -99,7 +99,7 @@ def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
     return {
         "training_examples": sum(examples) if examples else math.nan,
         "cumulative_compute": ratio,
-        "memory_per_hospital": max(kept.values(), default=0.0),
+        "memory_per_hospital": max(kept.values(), default=math.nan),
     }
 
 

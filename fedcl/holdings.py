@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedcl import datasets, partition
+from fedcl import datasets, features, partition
 from fedcl import federation as federations
 from fedcl import tasks as streams
 from fedcl.config import Config
@@ -109,6 +109,7 @@ def assemble(config: Config, holdings: Sequence[Holding]) -> Federation:
         mine = streams.members(task, every)
         np.add.at(counts, (site[mine], task.index, part[mine], y[mine]), count[mine])
     members, groups = federations.who(config.federation.kind, len(holdings))
+    how = features.method(config.data, tabular=False)
     return Federation(
         tasks=tasks,
         shape=shape,
@@ -124,11 +125,18 @@ def assemble(config: Config, holdings: Sequence[Holding]) -> Federation:
         _samples=np.zeros(0, np.int64),
         _starts=np.zeros(len(holdings) * 3 + 1, np.int64),
         _inside=np.zeros((len(tasks), 0), bool),
+        scaling={"how": "given" if isinstance(how, dict) else how} | ({"imputed": True} if flagged else {}),
     )
 
 
+def told(federation: Federation) -> dict[str, Any]:
+    """What each hospital has to know of the others: names, who has which task when, and no counts."""
+    described = federation.describe()
+    return {name: described[name] for name in ("hospitals", "classes", "flagged", "schedule")}
+
+
 def build(config: Config, folder: str, client: int, described: dict[str, Any]) -> Federation:
-    """A hospital's own samples in the federation that the server describes (`Federation.describe`)."""
+    """A hospital's own samples in the federation that the server describes, see `told`."""
     samples = load(config, folder)
     classes, names = tuple(described["classes"]), tuple(described["hospitals"])
     ids = np.array([classes.index(name) for name in samples.classes])

@@ -81,6 +81,11 @@ def hide(update: Update, job: Job, memory: Memory, rule: SecAgg | None) -> tuple
     return replace(update, arrays=masked, weight=0.0, metrics={}, extras={}), rest | _kept(packed(new))
 
 
+def nothing(params: Params, rule: SecAgg | None) -> Params:
+    """The deltas of a client without samples in a round: zeros where they go into a sum, which has a place for them."""
+    return {name: torch.zeros_like(value.detach()) for name, value in params.items()} if rule else {}
+
+
 def fresh() -> Tensor:
     """What names a round's sum: never used before."""
     return torch.frombuffer(bytearray(os.urandom(32)), dtype=torch.uint8)

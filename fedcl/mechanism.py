@@ -7,7 +7,7 @@ them it says what each Job releases, before the Job is sent, so that a budget ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import torch
@@ -32,6 +32,12 @@ class Asked:
     tasks: Mapping[str, int]  # the Job's tasks → training samples that the client has of them
     kept: tuple[str, ...]  # earlier tasks whose records the method keeps and trains on
     reads: frozenset[str]  # `Method.records` of the methods
+    sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # task → record sets, see `tasks.sets`
+
+    def records(self, *tasks: str) -> tuple[str, ...]:
+        """The client's record sets of these tasks, as the ledger names them; tasks that share records share some."""
+        names = {name for task in tasks for name in self.sets.get(task, (task,))}
+        return tuple(f"{name} of hospital {self.client}" for name in sorted(names))
 
 
 class Mechanism:
@@ -42,6 +48,9 @@ class Mechanism:
     linear: ClassVar[bool] = False  # it works on sums: rules that merge must be linear
     covers: ClassVar[frozenset[str]] = frozenset()  # kinds of artefacts that it protects, see `audit`
     hides: ClassVar[frozenset[str]] = frozenset()  # those of which the server sees sums alone
+    quiet: ClassVar[bool] = False  # no hospital's number of samples may be told, in whatever form
+    mutes: ClassVar[bool] = False  # it takes away figures
+    asks: ClassVar[bool] = False  # its server half learns from a figure that it adds to answers
 
     def neighbours(self) -> Relation:
         """The relation between neighbouring data sets that its ε is about."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, Sequence[int]]
 Draw = Callable[[Shapes, float], "dict[str, torch.Tensor]"]  # (shapes, standard deviation) → noise by name
+_WORDS = 24  # bytes before the twister's state in a generator's
 _SUMMED = 4  # 2n of Holohan & Braghin's section 5.1 with n = 2
 
 
@@ -58,6 +59,21 @@ def secure(shapes: Shapes, std: float) -> dict[str, torch.Tensor]:
     flat = _normal(_SUMMED * sum(sizes.values())).view(_SUMMED, -1).sum(0)
     scaled = (flat * (std / _SUMMED**0.5)).split(list(sizes.values()))
     return {name: part.view(tuple(shapes[name])) for name, part in zip(sizes, scaled, strict=True)}
+
+
+def unforeseen() -> torch.Generator:
+    """A generator on the CPU whose whole state comes from the operating system: a seed would be 32 bits, to be tried.
+
+    It is no cryptographic one: what it draws must not be shown.
+    """
+    import torch
+
+    generator = torch.Generator()
+    state = generator.get_state()
+    words = state[_WORDS : _WORDS + 8 * 624].view(torch.int64)  # of the Mersenne twister, 32 bits each
+    words.copy_(torch.frombuffer(bytearray(os.urandom(8 * 624)), dtype=torch.int64) & (2**32 - 1))
+    generator.set_state(state)
+    return generator
 
 
 def added(values: Mapping[str, torch.Tensor], std: float, draw: Draw) -> dict[str, torch.Tensor]:

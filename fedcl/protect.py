@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fedcl import privacy
+from fedcl import features, privacy, tasks
 from fedcl.accounting.ledger import Ledger
 from fedcl.accounting.release import Release
 from fedcl.accounting.statement import Statement, Terms
@@ -47,8 +47,11 @@ class Protection:
         self.guard = guard
         self._config, self._federation, self._plan = config, federation, plan
         self._index = {task.id: task.index for task in federation.tasks}
+        self._sets = tasks.sets(federation.tasks)
         self._ledger = ledger(config, federation, guard)
         self._audit = Audit()
+        if config.data.own:
+            self._audit.surveyed(range(len(federation.members)))
         self._state: dict[str, float] = {}  # of the mechanisms
         self._kept = run if config.privacy.secure_rng and self._ledger else None
 
@@ -93,10 +96,10 @@ class Protection:
 
     def note(self, job: Job, update: Update) -> None:
         """What an answer brought."""
-        open_ = self._audit.note(job, update, self.guard, self._federation.scaling.get("how") in ("train", "client"))
+        open_ = self._audit.note(job, update, self.guard, features.measured(self._federation.scaling))
         if self._ledger:
             asked = self.asked(update.client, job)
-            records = tuple(f"{name} of hospital {asked.client}" for name in (*asked.tasks, *asked.kept))
+            records = asked.records(*asked.tasks, *asked.kept)
             task = next(iter(asked.tasks), "")
             self._ledger.add(Release(what, asked.client, task, asked.stage, asked.round, records) for what in open_)
 
@@ -141,17 +144,16 @@ class Protection:
             past = [task for stage in range(job.stage) for task in self._plan.tasks(stage, [client])]
             kept = sorted({task.id for task in past} - set(job.tasks))
         consolidates = job.phase == "consolidate" or "consolidate" in job.flags
-        return Asked(client, job.phase, job.stage, job.round, consolidates, counts, tuple(kept), reads)
+        return Asked(client, job.phase, job.stage, job.round, consolidates, counts, tuple(kept), reads, self._sets)
 
     def write(self, run: RunDir) -> None:
         """What the report and other tools read: statements, the ledger, the audit."""
-        tasks = [task.id for task in self._federation.tasks]
         told: dict[str, Any] = {"mechanisms": sorted(self.guard.parts), "audit": self._audit.table(self.guard)}
         if self._ledger:
             hospitals = range(len(self._federation.members))
             told |= {
                 "overall": _told(self._ledger.overall()),
-                "tasks": {task: _told(self._ledger.task(task)) for task in tasks},
+                "tasks": {task: _told(self._ledger.task(task)) for task in self._index},
                 "hospitals": [_told(self._ledger.hospital(hospital)) for hospital in hospitals],
                 "stages": [
                     _told(self._ledger.until(stage).overall()) for stage in range(len(self._federation.schedule))
@@ -171,8 +173,7 @@ def ledger(config: Config, federation: Federation, guard: Guard) -> Ledger | Non
     if not claims:
         return None
     unit, relation = claims[0]
-    total = sum(federation.count(h, t.index, "train") for h in range(len(federation.names)) for t in federation.tasks)
-    units = len(federation.members) if unit == "hospital" else total
+    units = len(federation.members) if unit == "hospital" else federation.records()
     try:
         return Ledger(Terms(unit, relation, config.privacy.delta, units))
     except ValueError as error:
@@ -211,6 +212,10 @@ def _told(statement: Statement) -> dict[str, Any]:
 
 
 def _smallest(config: Config, federation: Federation) -> int:
-    """The fewest clients that train a task in a round."""
-    counts = Counter((stage, task) for stage, now in enumerate(federation.schedule) for own in now for task in own)
-    return max(1, round(config.federation.fraction * min(counts.values())))
+    """The fewest clients that train a task in a round: those of a cohort that cannot be at another one."""
+    fewest = []
+    for now in federation.schedule:
+        present = sum(map(bool, now))
+        others = present - max(1, round(config.federation.fraction * present))  # who may be left out
+        fewest += [max(count - others, 0) for count in Counter(task for own in now for task in own).values()]
+    return min(fewest)

@@ -215,7 +215,7 @@ class Server:
             self._accept(group, update)
             uploads[update.client] = self._sums(group, update.weight, update.extras)
             kept = {"phase": "consolidate", "client": update.client, "name": "memory"}
-            collection.records.append(kept | {"value": update.metrics["memory"]})
+            collection.records += [kept | {"value": v} for name, v in update.metrics.items() if name == "memory"]
         self._journal.log(stage, number, collection.records + named("consolidate", totals([collection])))
         return uploads
 

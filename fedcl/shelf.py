@@ -63,12 +63,11 @@ class Shelf:
         load = functools.partial(self._federation.batch, hospital, task.index, "test")
         return self._here.batch(("test of", hospital, task.index), load)
 
-    def augmented(self, client: int, job: Job, found: Iterator[Drawn]) -> Iterator[Drawn]:
+    def augmented(self, noise: torch.Generator, found: Iterator[Drawn]) -> Iterator[Drawn]:
         """A round's batches; whatever augmentation draws comes from a stream of its own."""
         if self._augment is None:
             yield from found
             return
-        noise = rng.torch_stream(self._seed, "augment", client=client, round=job.round)
         with rng.torch_global_from(noise):
             for drawn in found:
                 yield drawn._replace(batch=Batch(self._augment(drawn.batch.x), drawn.batch.y))

@@ -82,7 +82,8 @@ def costs(result: Result) -> RenderableType:
         again = result.metrics["cumulative_compute"]
         scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""
         rows["training"] = f"{units.count(result.metrics['training_examples'])} samples through a step{scratch}"
-        rows["kept"] = f"{units.size(result.metrics['memory_per_hospital'])} in a hospital's own store, at most"
+    if math.isfinite(kept := result.metrics.get("memory_per_hospital", math.nan)):
+        rows["kept"] = f"{units.size(kept)} in a hospital's own store, at most"
     if said := epsilon(result):
         rows["privacy"] = said
     faults = sum(r.phase == "fault" for r in result.records)

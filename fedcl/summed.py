@@ -158,7 +158,7 @@ def _deltas(client: int, like: Params, mean: _Mean) -> Update:
     """An update in a hospital's name: the mean of all, and their mean weight."""
     told = {"loss": float(mean.arrays["loss"]), "secagg/clipped": float(mean.arrays["clipped"])}
     weight = mean.weights[FIGURES] / mean.parties[FIGURES]
-    return Update(client, {name: mean.arrays[name] for name in like}, weight, told)
+    return Update(client, {name: mean.arrays[name] for name in like} if weight else {}, weight, told)
 
 
 def _counts(client: int, like: Params, mean: _Mean) -> Update:

@@ -69,6 +69,18 @@ def members(task: Task, samples: Samples) -> np.ndarray:
     return inside
 
 
+def sets(tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
+    """The record sets that each task is made of, by its id: the largest that no task splits, named by all their tasks.
+
+    Tasks of their own classes or sites are one set each; all domains of the same samples are one set together.
+    """
+    cells: dict[tuple[int, int | None], list[str]] = {}
+    for task in tasks:
+        for label in task.classes:
+            cells.setdefault((label, task.site), []).append(task.id)
+    return {task.id: tuple(sorted({"+".join(ids) for ids in cells.values() if task.id in ids})) for task in tasks}
+
+
 def schedule(stream: Stream, tasks: int, clients: int, seed: int) -> Schedule:
     """What each client has in each stage: [stage][client] → task indices, one or none.
 

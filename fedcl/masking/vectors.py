@@ -80,17 +80,17 @@ class WeightedMean:
         return vector, int((flat.abs() > self.clip).sum())
 
     def decode(self, total: Tensor, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-        """A sum → (the mean by name, in the shapes and dtypes of `like`; Σ w).
+        """A sum → (the mean by name, in the shapes and dtypes of `like`; Σ w); zeros where nobody had any weight.
 
         Raises:
-            FedclError: another number of entries than `like` has, or no weight at all.
+            FedclError: another number of entries than `like` has, or a weight below 0.
         """
         if len(total) != length(like):
             raise FedclError(f"a sum of {len(total)} entries: {length(like)} were expected")
         sums = self.numbers.decode(total)
         weight = float(sums[-1])
-        if weight <= 0:
+        if weight < 0:
             raise FedclError(f"the weights sum to {weight}: there is no mean")
         names = sorted(like)
-        pieces = torch.split(sums[:-1] / weight, [like[name].numel() for name in names])
+        pieces = torch.split(sums[:-1] / (weight or 1.0), [like[name].numel() for name in names])
         return {n: piece.view(like[n].shape).to(like[n]) for n, piece in zip(names, pieces, strict=True)}, weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -92,6 +93,17 @@ class Combination(Method):
     def hooks(self) -> frozenset[str]:
         """The hooks of all parts."""
         return frozenset().union(*self._hooks.values())
+
+    @property
+    def records(self) -> Literal["open", "none", "fisher", "kept"]:  # type: ignore[override]
+        """What asks most of who protects records."""
+        found: set[str] = {part.records for part in self.parts.values()}
+        return next(kind for kind in ("open", "kept", "fisher", "none") if kind in found)
+
+    def kept(self, memory: Memory) -> tuple[Batch, Tensor]:
+        """That of the one part that keeps some."""
+        ((name, part),) = ((name, part) for name, part in self.parts.items() if part.records == "kept")
+        return part.kept(_view(memory, name))
 
     def conventions(self) -> dict[str, object]:
         """Each part's, by its name."""

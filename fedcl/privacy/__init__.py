@@ -6,7 +6,6 @@ Without any, nothing but isolation protects the records.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from torch import nn
 from fedcl import infer, methods, noise, plugins, rng
 from fedcl.accounting.release import Release
 from fedcl.config import Config
-from fedcl.contracts import FedclError, Job, Params, Update
+from fedcl.contracts import FedclError, Job, Memory, Params, Update
 from fedcl.mechanism import Asked, Mechanism, Trainer
 from fedcl.merge import rules
 from fedcl.methods import Combination
@@ -61,6 +60,12 @@ class Guard:
                 )
             if why := part.unfit(self.config, self.method):
                 raise FedclError(f"mechanism {name!r} {why}")
+        names = list(self.parts)
+        for place, name in enumerate(names):
+            after = {*names[place + 1 :], *(n for n in names if self.parts[n] is self.sums)}
+            mute = [n for n in names if n in after and self.parts[n].mutes]
+            if self.parts[name].asks and mute:
+                raise FedclError(f"mechanism {name!r} learns its clip norm from a figure that {mute[0]!r} takes away")
 
     def __bool__(self) -> bool:
         return bool(self.parts)
@@ -98,6 +103,15 @@ class Guard:
         """The mechanisms that cover a kind of artefact, see `audit`."""
         return [name for name, part in self.parts.items() if kind in part.covers]
 
+    @property
+    def unit(self) -> str:
+        """What an ε is about; "" where none is claimed."""
+        return next((part.unit for part in self.parts.values() if part.unit), "")
+
+    def bounded(self, kind: str) -> bool:
+        """Whether an ε speaks of a kind of artefact: to be summed, or to stay, is no bound."""
+        return any(part.unit and kind in part.covers for part in self.parts.values())
+
     def seen(self, kind: str) -> str:
         """Who sees an artefact of a kind, in plain words."""
         if any(kind in part.hides for part in self.parts.values()):
@@ -117,6 +131,12 @@ class Guard:
             update = replace(sealed, metrics=_marked(update.metrics, sealed.metrics, name))
         return update
 
+    def weighed(self, update: Update, memory: Memory) -> Update:
+        """With the bytes that the hospital keeps, unless counts must not show: they tell how many samples it has."""
+        if any(part.quiet for part in self.parts.values()):
+            return update
+        return replace(update, metrics={**update.metrics, "memory": float(sum(v.nbytes for v in memory.values()))})
+
     def blur(self, sums: Params, state: Mapping[str, float], group: int, number: int) -> Params:
         """At the server: the sum over a group's clients of one part's deltas."""
         terms = self.terms(state)
@@ -135,11 +155,18 @@ class Guard:
             found |= {f"{name}/{key}": value for key, value in learned.items()}
         return found
 
-    def generator(self, purpose: str, client: int, number: int) -> torch.Generator:
-        """Draws which records a step sees: who knows the seed must not know that, where the noise is secret."""
-        if self.config.privacy.secure_rng:
-            return torch.Generator().manual_seed(int.from_bytes(os.urandom(7)))
-        return rng.torch_stream(self.config.seed, purpose, client, round=number)
+    @property
+    def secret(self) -> bool:
+        """Whether all that a hospital draws in training has to be unknown to who knows the seed.
+
+        Draws go by a record's place, so one record more shifts those of all that come after it: neighbouring runs are
+        alike but for one record only where nobody knows the draws.
+        """
+        return bool(self._trainer) and self.config.privacy.secure_rng
+
+    def generator(self, purpose: str, client: int, number: int, task: int = -1) -> torch.Generator:
+        """What a hospital draws in training: records, dropout's masks, labels of a Fisher diagonal, augmentation."""
+        return noise.unforeseen() if self.secret else rng.torch_stream(self.config.seed, purpose, client, task, number)
 
     def draw(self, purpose: str, client: int, number: int) -> Draw:
         """Noise that no other purpose, client and round has."""

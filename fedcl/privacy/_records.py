@@ -56,6 +56,13 @@ class Records(Trainer):
         parts = method.parts if isinstance(method, Combination) else {"method": method}
         if seen := [name for name, part in parts.items() if part.records == "open"]:
             return f"cannot cover method {seen[0]!r}: what it keeps or adds to the loss reads training records openly"
+        keep = [name for name, part in parts.items() if part.records == "kept"]
+        if len(keep) > 1:
+            return f"draws each record once a step, and methods {keep[0]!r} and {keep[1]!r} may keep the same ones"
+        if keep and _overlap(config):
+            return (
+                f"draws each record once a step, and method {keep[0]!r} keeps some that other tasks of the stream have"
+            )
         if any(type(rule).measure is not Aggregator.measure for rule in rules(config)):
             return f"does not cover what federation.merger = {config.federation.merger!r} measures on records"
         if config.federation.kind == "joint" or any(part.every_task for part in parts.values()):
@@ -92,17 +99,15 @@ class Records(Trainer):
         if asked.phase == "evaluate":
             return []
         ((task, samples),) = asked.tasks.items()
-        own = f"{task} of hospital {asked.client}"
         about: dict[str, Any] = {"hospital": asked.client, "task": task, "stage": asked.stage, "round": asked.round}
         about |= {"mechanism": self.name, "clip": self.clip, "relation": self.neighbours()}
         found = []
         if asked.phase == "train" and samples:
             train = config.train
-            kept = tuple(f"{earlier} of hospital {asked.client}" for earlier in asked.kept)
             found.append(
                 Release(
                     artefact="training updates",
-                    records=(own, *kept),
+                    records=asked.records(task, *asked.kept),
                     sampling=self.sampling,
                     q=self.rate(samples, train.batch_size),
                     sigma=self.noise,
@@ -111,5 +116,13 @@ class Records(Trainer):
                 )
             )
         if asked.consolidates and samples and "fisher" in asked.reads:
-            found.append(Release(artefact="Fisher diagonal", records=(own,), sigma=self.fisher_sigma, **about))
+            own = asked.records(task)
+            found.append(Release(artefact="Fisher diagonal", records=own, sigma=self.fisher_sigma, **about))
         return found
+
+
+def _overlap(config: Config) -> bool:
+    """Whether tasks share records."""
+    stream = config.stream
+    dealt = [label for group in stream.classes for label in group]
+    return stream.kind == "domain" or (stream.kind == "class" and len(set(dealt)) < len(dealt))

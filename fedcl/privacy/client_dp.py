@@ -85,6 +85,11 @@ class ClientDP(Mechanism):
         return self.relation
 
     @property
+    def asks(self) -> bool:  # type: ignore[override]
+        """How many updates were shorter than C."""
+        return self.adaptive
+
+    @property
     def linear(self) -> bool:  # type: ignore[override]
         """The server's noise is on a sum."""
         return self.where == "server"
@@ -144,7 +149,9 @@ class ClientDP(Mechanism):
         within = [report[_WITHIN] for report in reports if _WITHIN in report]
         if not within:
             return dict(state)
-        count = sum(within) + float(draw({"": ()}, self.count_noise * self.noise)[""])
+        # Of the count less half the hospitals, one more moves ½, and another in its place 1.
+        doubled = 2 if self.relation == "replace_one" else 1
+        count = sum(within) + float(draw({"": ()}, doubled * self.count_noise * self.noise)[""])
         move = -self.rate * (min(max(count / len(within), 0.0), 1.0) - self.quantile)
         return {**state, _CLIP: state.get(_CLIP, self.clip) * math.exp(move)}
 
@@ -165,7 +172,7 @@ class ClientDP(Mechanism):
                 task=next(iter(asked.tasks), ""),
                 stage=asked.stage,
                 round=asked.round,
-                records=tuple(f"{task} of hospital {asked.client}" for task in asked.tasks),
+                records=asked.records(*asked.tasks),
                 unit="hospital",
                 relation=self.relation,
                 mechanism="clipping and noise",

@@ -50,6 +50,8 @@ class SecAgg(Mechanism):
     most: float = 1e6
     answers: Literal["summed", "open"] = "summed"
     linear: ClassVar[bool] = True
+    quiet: ClassVar[bool] = True
+    mutes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Terms(self.cohort)
@@ -82,6 +84,8 @@ class SecAgg(Mechanism):
         """What would reach the server one by one."""
         if "upload" in method.hooks():
             return "sums updates, and this method uploads more than that, one by one"
+        if method.watches:
+            return "sums losses of training alone, and growth is decided by the validation loss"
         if config.federation.compress != "none":
             return "adds up whole numbers of all entries; take federation.compress = 'none'"
         if config.federation.kind != "federated":

@@ -29,7 +29,7 @@ from flwr.serverapp import Grid
 import fedcl
 from fedcl.config import Config
 from fedcl.contracts import FedclError
-from fedcl.holdings import Holding
+from fedcl.holdings import Holding, told
 from fedcl.runtime import apps, compat, exchange, flower, local, packing
 from fedcl.runtime.apps import Launch
 from fedcl.runtime.exchange import Roll
@@ -119,7 +119,7 @@ def run(launch: Launch) -> None:
     federation = launch.config.federation
     needed = max(1, math.ceil(federation.quorum * launch.clients))
     app = apps.server_app(launch.clients, launch.serve, _POLL, federation.join_timeout, needed, _LULL)
-    described = json.dumps(launch.federation.describe()) if launch.config.data.own else ""
+    described = json.dumps(told(launch.federation)) if launch.config.data.own else ""
     with _session(launch.config, launch.run.identity(), described, launch.tell) as grid:
         local.serve(app, grid, grid.run.run_id)
 

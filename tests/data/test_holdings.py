@@ -50,7 +50,8 @@ def test_hospitals_of_their_own_hold_what_simulated_ones_do(folders, stream):
         )
         assert np.array_equal(head.counts(), simulated.counts())
         assert head.schedule == simulated.schedule
-    described = json.loads(json.dumps(head.describe()))
+    described = json.loads(json.dumps(holdings.told(head)))
+    assert "counts" not in json.dumps(described)  # how many samples others have is not for a hospital to know
     for client, folder in enumerate(folders):
         own = holdings.build(config, folder, client, described)
         assert own.schedule == head.schedule

@@ -111,6 +111,8 @@ def test_the_count_is_noised_and_its_share_stays_one():
     state = ClientDP(noise=2.0, adaptive=True).learn({}, [{"within": 1.0}], asked_for(asked))
     assert asked == [10.0]
     assert state["clip"] == pytest.approx(math.exp(-0.2 * 0.5))  # (1 + 10) / 1 is cut to 1
+    ClientDP(noise=2.0, adaptive=True, relation="replace_one").learn({}, [{"within": 1.0}], asked_for(asked))
+    assert asked[-1] == 20.0  # another hospital in one's place moves the count by 1, not by ½
 
 
 @pytest.mark.parametrize(

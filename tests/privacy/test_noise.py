@@ -86,3 +86,12 @@ def test_noise_is_added_and_rounded_once() -> None:
     assert noised["a"].tolist() == [1.0, 1.0]
     assert noised["b"].tolist() == [1 + tiny, 1 + tiny]
     assert values["a"].tolist() == [1.0, 1.0]
+
+
+def test_a_generator_that_nobody_can_foresee() -> None:
+    one, two = noise.unforeseen(), noise.unforeseen()
+    draws = torch.rand(20_000, generator=one)
+    assert not torch.equal(draws, torch.rand(20_000, generator=two))
+    assert float(draws.mean()) == pytest.approx(0.5, abs=6 / (12 * 20_000) ** 0.5)
+    words = one.get_state()[24 : 24 + 8 * 624].view(torch.int64)
+    assert len(words.unique()) > 600  # the whole state, not a seed's

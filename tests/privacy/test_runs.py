@@ -10,10 +10,12 @@ import pytest
 import torch
 from small import assert_same, model, stop_after
 
+from fedcl import private
 from fedcl.accounting.accountant import Mechanism, epsilon
 from fedcl.accounting.gaussian import gaussian_epsilon
-from fedcl.contracts import FedclError
+from fedcl.contracts import FedclError, Samples
 from fedcl.server import Interrupted
+from fedcl.simulation import simulate
 
 DP = {"privacy": {"mechanism": "dp-sgd"}, "mechanisms": {"dp-sgd": {"noise": 1.0}}}
 FTRL = {"privacy": {"mechanism": "dp-ftrl"}, "mechanisms": {"dp-ftrl": {"noise": 1.0}}}
@@ -86,6 +88,45 @@ def test_a_sum_is_what_the_plain_server_gets(run):
     assert all(r.client is None for r in answers)
 
 
+def test_answers_are_summed_where_a_hospital_has_no_module_of_some_task(run):
+    table = [[0, 0, 0, 0], [1, 1, 1, -1], [2, 2, 2, 2]]
+    own = {"federation": {"clients": 4, "merger": "personal"}, "stream": {"schedule": "table", "table": table}}
+    changes = {"method": "finetune", "partition": {"name": "iid"}, **own}
+    hidden, plain = run("hidden", **changes, **SUMS), run("plain", **changes)
+    assert not [record for record in hidden.records if record.phase == "fault"]
+    np.testing.assert_allclose(hidden.pooled, plain.pooled, atol=0.02)
+
+
+def test_a_round_without_new_samples_is_summed_too(run):
+    """Streams of few samples over many rounds: the hospitals that have none weigh nothing, or nobody does."""
+    train = {"stream": "online", "rounds": 40, "epochs": 1}
+    changes = {"method": "finetune", "stream": {"tasks": 1}, "train": train, "data": {"options": {"samples": 120}}}
+    hidden, plain = run("hidden", **changes, **SUMS), run("plain", **changes)
+    assert not [record for record in hidden.records if record.phase == "fault"]
+    first, second = model(plain), model(hidden)
+    assert all(torch.allclose(first[name], value, atol=1e-4) for name, value in second.items())
+
+
+@pytest.mark.parametrize("mechanism", ["secagg", "not-sending"])
+def test_what_is_kept_does_not_count_samples_for_the_server(run, mechanism):
+    """Bytes of a buffer that keeps every record are a count of them."""
+    changes = {"method": "replay", "methods": {"replay": {"keep": "independent", "share": 1.0}}}
+    found = run("run", **changes, privacy={"mechanism": mechanism})
+    assert not [record for record in found.records if record.name == "memory"]
+    assert [record for record in run("open", **changes).records if record.name == "memory"]
+
+
+def test_statistics_that_change_others_records_are_named(small, tmp_path):
+    """A value that is missing becomes the median of the hospital's others, which clipping does not bound."""
+    hidden = {"privacy": {"mechanism": "dp-sgd+not-sending"}, "mechanisms": DP["mechanisms"], "method": "finetune"}
+    x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
+    x[::7, 2] = np.nan
+    samples = Samples(x, np.arange(300) % 4, tuple("abcd"), missing=True)
+    config = small(**hidden, data=RAW, stream={"tasks": 2}, run={"output": str(tmp_path / "run")})
+    text = told(simulate(config, samples))["overall"]["text"]
+    assert "medians of features" in text
+
+
 def test_nobody_is_summed_with_too_few(run):
     with pytest.raises(FedclError, match="cohort"):
         run("few", method="finetune", federation={"clients": 2}, partition={"min_samples": 1}, **SUMS)
@@ -109,6 +150,40 @@ def test_hospitals_and_tasks_of_their_own_do_not_add_up(run):
     assert facts["overall"]["epsilon"] == max(each["epsilon"] for each in tasks.values())
     assert facts["overall"]["epsilon"] == max(each["epsilon"] for each in hospitals)
     assert len({each["epsilon"] for each in hospitals}) > 1
+
+
+@pytest.mark.parametrize("classes", [[[0, 1], [2, 3]], [[0, 1], [1, 2]]])
+def test_tasks_that_share_records_add_up(run, classes):
+    """Class 1 of the second stream is in both tasks: T steps in each. By hand, for the one hospital there is."""
+    result = run("run", method="finetune", federation={"clients": 1}, stream={"tasks": 2, "classes": classes}, **DP)
+    counts = result.split[0, :, 0].sum(-1)
+    once = [Mechanism(1.0, 16 / n, 2 * 2 * math.ceil(n / 16)) for n in counts.tolist()]
+    paid = [once] if classes[1][0] == 1 else [[one] for one in once]
+    expected = max(epsilon(each, 1e-5).pld for each in paid)
+    assert told(result)["overall"]["epsilon"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_domains_of_the_same_records_add_up(run, tmp_path):
+    changes = {"method": "finetune", "federation": {"clients": 1}, "model": {"heads": "domain"}, **DP}
+    facts = told(run("run", stream={"kind": "domain", "tasks": 3}, **changes))
+    one = told(run("one", stream={"kind": "domain", "tasks": 1}, **changes))["overall"]["epsilon"]
+    assert facts["overall"]["epsilon"] > 1.3 * one
+    assert len({each["epsilon"] for each in facts["tasks"].values()}) == 1  # the same records, whichever task is asked
+    assert facts["stages"][0]["epsilon"] == pytest.approx(one)
+
+
+def test_a_step_draws_what_is_kept(run, monkeypatch):
+    """What pays for its place in a step is in it."""
+    drawn = []
+    plain = private.clipped_sum
+
+    def clipped_sum(net, names, losses, rows, clip):
+        drawn.append(len(set(rows[2].tolist())))
+        return plain(net, names, losses, rows, clip)
+
+    monkeypatch.setattr(private, "clipped_sum", clipped_sum)
+    run("run", **KEPT, **DP)
+    assert max(drawn) > 1
 
 
 def test_what_is_kept_pays_again_and_a_fisher_costs(run):
@@ -160,6 +235,13 @@ def test_a_round_beyond_the_budget_is_not_sent(run, monkeypatch):
         (DP | {"method": "cumulative"}, "one task at a time|cannot cover"),
         (DP | {"model": {"infer": "prototypes"}}, "take 'entropy' or 'energy'"),
         (FTRL | KEPT, "visits each record once"),
+        (DP | KEPT | {"stream": {"kind": "domain"}, "model": {"heads": "domain"}}, "other tasks of the stream have"),
+        (SUMS | {"model": {"growth": "threshold"}}, "growth is decided by the validation loss"),
+        (
+            {"privacy": {"mechanism": "client-dp+secagg"}, "mechanisms": ADAPTIVE["mechanisms"]},
+            "learns its clip norm from a figure that 'secagg' takes away",
+        ),
+        (SUMS | {"federation": {"clients": 4, "fraction": 0.5}}, "only 2 of them train a task"),
         (SERVER | {"method": "scaffold"}, "reads uploads one by one"),
         (SERVER | {"federation": {"aggregator": "median"}}, "works on sums"),
         (SUMS | {"federation": {"compress": "int8"}}, "compress = 'none'"),
@@ -197,6 +279,9 @@ def test_a_statement_says_what_it_does_not_speak_of(run):
     text = told(run("run", method="finetune", **DP))["overall"]["text"]
     assert "says nothing about" in text
     assert "training figures" in text
+    summed = {"privacy": {"mechanism": "dp-sgd+secagg"}, "mechanisms": DP["mechanisms"]}
+    assert "training figures" in told(run("summed", method="finetune", data=RAW, **summed))["overall"]["text"]
+    assert "answers on test samples" in told(run("whole", method="finetune", **SERVER))["overall"]["text"]
     hidden = {"privacy": {"mechanism": "dp-sgd+not-sending"}, "mechanisms": DP["mechanisms"]}
     assert "says nothing about" not in told(run("hidden", method="finetune", data=RAW, **hidden))["overall"]["text"]
 
