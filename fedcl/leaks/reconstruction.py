@@ -172,7 +172,7 @@ def _from_fisher(
             seen.y,
             kind="empirical",
             clip=part.clip,
-            noise_multiplier=part.fisher_sigma,
+            noise_multiplier=part.fisher_sigma * part.sensitivity,
             size=len(seen.y),
             draw=guard.draw("attack Fisher", 0, 0),
             generator=source,

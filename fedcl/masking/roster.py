@@ -28,7 +28,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Terms(Record):
-    """What every party insists on; the server cannot lower it.
+    """What every party insists on in a sum; part of the run's config, which a hospital takes from who submits the run.
 
     Attributes:
         cohort: the fewest parties that may be summed over, as a whole and in each part; ≥ 2. With 2, each learns the

@@ -130,8 +130,10 @@ def test_weights_that_cannot_be_are_refused():
     for weight in (-1.0, 10.5, math.nan):
         with pytest.raises(FedclError, match="not in"):
             written.encode(x, weight)
+    mean, weight = written.decode(written.encode({"x": torch.ones(2)}, 0.0)[0], x)
+    assert (mean["x"].tolist(), weight) == ([0.0, 0.0], 0.0)  # nobody has any
     with pytest.raises(FedclError, match="no mean"):
-        written.decode(written.encode(x, 0.0)[0], x)
+        written.decode(torch.tensor([0, 0, -1]), x)
     with pytest.raises(FedclError, match="3 were expected"):
         written.decode(torch.zeros(4, dtype=torch.int64), x)
     with pytest.raises(FedclError, match="largest weight"):
