@@ -3,8 +3,9 @@
 #     docker build -t fedcl .                                                                # CPU
 #     docker build -t fedcl:cuda --build-arg TORCH=https://pypi.org/simple .                # NVIDIA GPUs
 #     docker build -t fedcl --build-arg EXTRAS=privacy,pandas .                              # with extras of pyproject.toml
-#     docker run --rm -v "$PWD":/work fedcl simulate --clients 5
-#     docker run --rm --gpus all -v "$PWD":/work fedcl:cuda simulate --devices auto
+#     alias fedcl='docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -e FEDCL_DATA=/work/data -v "$PWD":/work fedcl'
+#     fedcl simulate --clients 5
+#     docker run --rm --gpus all … fedcl:cuda simulate --runtime processes --devices auto
 #
 # PyPI's wheels of torch for Linux carry CUDA's libraries, so one base serves both; the host brings the driver.
 # CI does not build this file.

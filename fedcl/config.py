@@ -220,6 +220,11 @@ class Config(Section):
     alarms: Alarms = Alarms()
     run: Run = Run()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        return with_plus(given) if isinstance(given, dict) else given
+
     @property
     def start(self) -> int:
         """The seed of the starting weights."""
@@ -242,3 +247,12 @@ class Config(Section):
             return Path(self.run.output)
         name = self.run.name or f"{self.data.name}-{self.method}".replace(":", "-").replace("+", "-")
         return Path("runs") / f"{name}-{self.digest()}"
+
+
+def with_plus(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config's tree, in which options of `der++` may stand as those of `derpp`: a plain key of TOML has no plus."""
+    given, method = tree.get("methods"), str(tree.get("method", ""))
+    if not isinstance(given, dict):
+        return tree
+    names = {key: f"{key[:-2]}++" if key.endswith("pp") and f"{key[:-2]}++" in method else key for key in given}
+    return tree | {"methods": {names[key]: options for key, options in given.items()}}

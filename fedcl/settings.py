@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedcl import explain
-from fedcl.config import Config
+from fedcl.config import Config, with_plus
 from fedcl.explain import ConfigError
 
 __all__ = ["ConfigError", "ConfigErrors", "resolve", "tree"]
@@ -80,7 +80,7 @@ def _layered(file: Path | Tree | None, sets: Sequence[str], flags: Mapping[str, 
             _merge(found, _assignment(key.strip(), equals, text.strip()))
         except ValueError as error:
             errors.append(ConfigError(key, text or None, str(error)))
-    return found, errors
+    return with_plus(found), errors
 
 
 def _read(file: Path) -> tuple[Tree, list[ConfigError]]:

@@ -15,21 +15,22 @@ def assignments(tree: dict[str, Any], path: str = "") -> list[str]:
     """Each value with its whole key, as one would type it: `train.rounds=3`."""
     found = []
     for key, value in tree.items():
-        name = f"{path}.{_key(key)}" if path else _key(key)
+        name = f"{path}.{quoted(key)}" if path else quoted(key)
         found += assignments(value, name) if isinstance(value, dict) and value else [f"{name}={text(value)}"]
     return found
 
 
 def _table(tree: dict[str, Any], path: str) -> list[str]:
-    lines = [f"{_key(key)} = {text(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    lines = [f"{quoted(key)} = {text(value)}" for key, value in tree.items() if not isinstance(value, dict)]
     for key, value in tree.items():
         if isinstance(value, dict):
-            name = f"{path}.{_key(key)}" if path else _key(key)
+            name = f"{path}.{quoted(key)}" if path else quoted(key)
             lines += ["", f"[{name}]", *_table(value, name)]
     return lines
 
 
-def _key(key: str) -> str:
+def quoted(key: str) -> str:
+    """A key as TOML, in quotes where it needs them."""
     return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
 
 
@@ -42,5 +43,5 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(text(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)} = {text(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{quoted(key)} = {text(item)}" for key, item in value.items()) + "}"
     return repr(value)

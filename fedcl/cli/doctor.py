@@ -41,7 +41,7 @@ def _packages() -> Iterator[str]:
         version = _version(name)
         typer.echo(f"{name:12} {version or 'missing'}")
         if not version:
-            yield f"{name} is not installed; pip install --force-reinstall fedcl"
+            yield f"{name} is not installed; install fedcl again, from where you have it"
     importlib.import_module("fedcl.runtime")  # switches off what would call home
     for module in _IMPORTED:
         try:

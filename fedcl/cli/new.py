@@ -28,4 +28,4 @@ def new(
     typer.echo(f"{file}\n{test}\n")
     there = "" if output == Path() else f"cd {output} && "
     typer.echo(f"run it:   {there}fedcl simulate {starter.flags}")
-    typer.echo(f"test it:  {there}pytest {test.name}")
+    typer.echo(f"test it:  {there}python -m pytest {test.name}   # pip install pytest")

@@ -51,7 +51,9 @@ def _one(kind: str, name: str) -> None:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     typer.echo(f"{inspect.getdoc(inspect.getmodule(plugin))}\n\n{inspect.getdoc(plugin)}\n")
-    section = {"models": "model.options", "datasets": "data.options"}.get(kind, f"{plugins.section(kind)}.{name}")
+    section = {"models": "model.options", "datasets": "data.options"}.get(
+        kind, f"{plugins.section(kind)}.{toml.quoted(name)}"
+    )
     options = plugins.options(plugin, skip=1 if kind in ("models", "datasets", "trackers") else 0)
     given = {o: p.default for o, p in options.items() if p.default is not p.empty and p.default is not None}
     typer.echo(f"Defaults:\n\n[{section}]\n{toml.dumps(given)}" if given else "No option has a default.")

@@ -55,7 +55,10 @@ class Records(Trainer):
         """What would let records show past the noise."""
         parts = method.parts if isinstance(method, Combination) else {"method": method}
         if seen := [name for name, part in parts.items() if part.records == "open"]:
-            return f"cannot cover method {seen[0]!r}: what it keeps or adds to the loss reads training records openly"
+            return (
+                f"cannot cover method {seen[0]!r}: what it keeps or adds to the loss reads training records openly "
+                "(its `records` says so)"
+            )
         keep = [name for name, part in parts.items() if part.records == "kept"]
         if len(keep) > 1:
             return f"draws each record once a step, and methods {keep[0]!r} and {keep[1]!r} may keep the same ones"

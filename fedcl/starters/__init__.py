@@ -17,7 +17,7 @@ from fedcl.errors import FedclError
 # What is asked for → the flag that takes it; {} is the path.
 KINDS = {
     "method": "--method {}",
-    "dataset": "--dataset {}",
+    "dataset": "--dataset {} --partition site --clients 2 --tasks 2",
     "model": "--model {}",
     "aggregator": "--set federation.aggregator={}",
     "merger": "--set federation.merger={}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedcl import defaults, plugins
 from fedcl.comparison import grid
 from fedcl.config import Config
+from fedcl.toml import quoted
 
 if TYPE_CHECKING:
     import optuna
@@ -63,7 +64,7 @@ def usual(config: Config) -> dict[str, Range | Choice]:
     for name in plugins.split(config.method):
         strength = filled.methods.get(name, {}).get("strength", 0.0)
         if isinstance(strength, int | float) and strength > 0:
-            found[f"methods.{name}.strength"] = Range(strength / 100, strength * 100, log=True)
+            found[f"methods.{quoted(name)}.strength"] = Range(strength / 100, strength * 100, log=True)
     return found
 
 

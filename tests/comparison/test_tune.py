@@ -32,6 +32,13 @@ def test_usual_searches_surround_the_settings():
     assert set(space.usual(Config(method="finetune"))) == {"train.lr"}
 
 
+def test_a_method_of_ones_own_is_a_key_in_quotes(tmp_path, monkeypatch):
+    assert CliRunner().invoke(app, ["new", "method", "mine", "--output", str(tmp_path)]).exit_code == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    found = space.usual(Config(method="mine:Mine"))
+    assert set(found) == {"train.lr", 'methods."mine:Mine".strength'}
+
+
 def test_a_blind_run_holds_no_test_sample_and_tests_on_the_validation_samples():
     seeing, blind = (federation.build(Config.model_validate({"data": {"blind": b}})) for b in (False, True))
     tests = {sample for sample, _, split, _ in seeing.rows() if split == "test"}

@@ -47,6 +47,14 @@ def test_later_ones_win(tmp_path: Path) -> None:
     assert (config.seed, config.stream.tasks) == (1, 2)
 
 
+def test_a_plain_key_stands_for_one_with_a_plus() -> None:
+    config = settings.resolve(None, ["method=der++", "methods.derpp.alpha=0.25"], {})
+    assert config.methods == {"der++": {"alpha": 0.25}}
+    assert settings.resolve(None, ["method=derpp", "methods.derpp.alpha=0.25"], {}).methods == {
+        "derpp": {"alpha": 0.25}
+    }
+
+
 def test_the_later_set_wins() -> None:
     assert settings.resolve(None, ["seed=1", "seed=2"]).seed == 2
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from smoke.running import TINY, run_here
+from smoke.running import run_here
 
 from fedcl import starters
 from fedcl.cli import main
@@ -38,11 +38,17 @@ def test_the_command_finds_it_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = run_here("new", "dataset", "Clinic").stdout.partition("fedcl simulate ")[2].splitlines()[0]
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place and Path(place) != tmp_path])
-    monkeypatch.setattr(sys, "argv", ["fedcl", "simulate", *flags.split(), *TINY, "--output", "run", "--quiet"])
+    monkeypatch.setattr(
+        sys, "argv", ["fedcl", "simulate", *flags.split(), "--rounds", "1", "--output", "run", "--quiet"]
+    )
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_help_says_which_kinds_there_are():
+    assert all(kind in run_here("new", "--help").stdout for kind in starters.KINDS)
 
 
 @pytest.mark.parametrize(
