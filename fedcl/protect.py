@@ -96,7 +96,11 @@ class Protection:
 
     def note(self, job: Job, update: Update) -> None:
         """What an answer brought."""
-        open_ = self._audit.note(job, update, self.guard, features.measured(self._federation.scaling))
+        scaling = self._federation.scaling
+        alone = (
+            self.guard.unit == "hospital" and scaling.get("how") != "train"
+        )  # what a hospital measures stays its own
+        open_ = self._audit.note(job, update, self.guard, [] if alone else features.measured(scaling))
         if self._ledger:
             asked = self.asked(update.client, job)
             records = asked.records(*asked.tasks, *asked.kept)

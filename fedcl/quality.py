@@ -68,7 +68,7 @@ class Quality:
             y = self._batch(client, task, "train").y
             if len(y):
                 asked.append(y.numpy())
-                missed.append(asked[-1][evaluate.wrong(self._net.net, task, Batch(batch.x, y)).numpy()])
+                missed.append(asked[-1][evaluate.wrong(self._net.net, task, Batch(batch.x, y)).cpu().numpy()])
         labels, counts = np.unique(np.concatenate(asked), return_counts=True)
         wrong = np.concatenate(missed)
         enough = {int(y): int(n) for y, n in zip(labels, counts, strict=True) if n >= FEWEST}
