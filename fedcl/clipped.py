@@ -55,13 +55,14 @@ def clipped_sum(
             on none of the parameters.
     """
     wanted = set(names)
-    parameters = {name: value for name, value in net.named_parameters() if name in wanted}
+    # By name: sums follow the order, and the net's own is that in which modules were added.
+    parameters = {name: value for name, value in sorted(net.named_parameters()) if name in wanted}
     if len(parameters) < len(wanted) or not clip > 0:
         raise ValueError(f"clip {clip}, unknown parameters {sorted(wanted - set(parameters))}")
     total: dict[str, Tensor] = {}
     first = next(iter(parameters.values()), torch.zeros(()))
     lengths = [first.new_zeros(0)]
-    layers = closed_layers(net, wanted)
+    layers = dict(sorted(closed_layers(net, wanted).items()))
     with _requiring(parameters):
         for start in range(0, len(rows[0]), chunk):
             chunked = [row[start : start + chunk] for row in rows]

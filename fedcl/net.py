@@ -55,7 +55,7 @@ class Net:
     def load(self, arrays: Params) -> None:
         """Make the net hold what a Job brings, in its shapes, adding the modules that it does not have yet."""
         fresh = False
-        for task in {role(name) for name in arrays} & self.tasks.keys():
+        for task in sorted({role(name) for name in arrays} & self.tasks.keys()):
             if not self.net.has(task):
                 self.net.add_task(task, len(self.tasks[task].classes), self._config.model.expansion_units)
                 fresh = True

@@ -58,7 +58,7 @@ def moments(
         ValueError: an unknown parameter, no samples, or `forward` reads other parameters.
     """
     wanted = set(names)
-    parameters = {name: value.detach() for name, value in net.named_parameters() if name in wanted}
+    parameters = {name: value.detach() for name, value in sorted(net.named_parameters()) if name in wanted}
     if len(parameters) < len(wanted) or len(x) == 0:
         raise ValueError(f"{len(x)} samples, unknown parameters {sorted(wanted - set(parameters))}")
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
