@@ -226,9 +226,9 @@ def _features(
     samples: Samples, order: np.ndarray, starts: np.ndarray, config: Config, flagged: tuple[int, ...] | None
 ) -> tuple[Tensor, tuple[int, ...], dict[str, Any]]:
     """The samples in order, as the model sees them, [N, *shape] float32, the columns with flags, the normalisation."""
-    # By torch: it puts arrays at multiples of 64 bytes, and where they lie decides how some products are rounded.
-    x = torch.from_numpy(samples.x).index_select(0, torch.from_numpy(order))
-    x = x.float().div_(255) if x.dtype == torch.uint8 else x
+    x = torch.from_numpy(samples.x[order])
+    # A copy by torch, which puts arrays at multiples of 64 bytes: where they lie decides how some products are rounded.
+    x = x.float().div_(255) if x.dtype == torch.uint8 else x.clone()
     there = [k for k in range(0, len(starts) - 1, 3) if starts[k + 3] > starts[k]]  # not so elsewhere
     hospitals = [slice(starts[k], starts[k + 3]) for k in there]
     training = [slice(starts[k], starts[k + 1]) for k in there]
