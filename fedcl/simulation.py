@@ -151,6 +151,9 @@ def _run(
     if state is None:
         told = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
         run.describe(config, told, federation.rows())
+        if single := [task.id for task in federation.tasks if len(task.classes) == 1]:
+            text = f"{single[0]} has one class, and is always right where the task is known: read the task inferred"
+            notify(Event("notice", 0, 0, {"text": text}))
     before = state.seconds if state else 0.0
     inline = config.run.runtime == "inline"
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from smoke.running import TINY, Fedcl, start
 
+from fedcl import Config, simulate
+
 
 def state(run: Path) -> str:
     return str(json.loads((run / "status.json").read_text())["state"])
@@ -175,3 +177,11 @@ def test_without_a_terminal_nothing_is_coloured(fedcl: Fedcl, finished: Path) ->
     assert process.returncode == 0, stderr
     assert "average accuracy" in stdout
     assert "\x1b" not in stdout + stderr
+
+
+def test_tasks_of_one_class_come_with_a_word(tmp_path):
+    """Two classes in two tasks: 100 % in every cell of the matrix says nothing."""
+    told = []
+    config = Config(stream={"classes": [[0], [1, 2]]}, train={"rounds": 1, "epochs": 1}, run={"output": str(tmp_path)})
+    simulate(config, notify=told.append)
+    assert ["t0 has one class" in event.facts["text"] for event in told if event.kind == "notice"] == [True]
