@@ -3,7 +3,7 @@
 #     docker build -t fedcl .                                                                # CPU
 #     docker build -t fedcl:cuda --build-arg TORCH=https://pypi.org/simple .                # NVIDIA GPUs
 #     docker build -t fedcl --build-arg EXTRAS=privacy,pandas .                              # with extras of pyproject.toml
-#     alias fedcl='docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -e FEDCL_DATA=/work/data -v "$PWD":/work fedcl'
+#     alias fedcl='docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -e FEDCL_DATA=/srv/data -v "$PWD":/srv fedcl'
 #     fedcl simulate --clients 5
 #     docker run --rm --gpus all … fedcl:cuda simulate --runtime processes --devices auto
 #
@@ -22,6 +22,6 @@ COPY fedcl ./fedcl
 RUN pip install ".${EXTRAS:+[$EXTRAS]}" && useradd --create-home --uid 1000 fedcl
 
 USER fedcl
-WORKDIR /work
+WORKDIR /srv
 ENTRYPOINT ["fedcl"]
 CMD ["--help"]
