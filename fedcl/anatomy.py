@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedcl import growing
-from fedcl.contracts import FedclError, Memory, Params, Task
+from fedcl.contracts import FedclError, Memory, Params, Task, Update
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.plan import Plan
 from fedcl.run_dir import RunDir
@@ -35,6 +35,11 @@ _SAMPLE = 1_000_000  # values that a quantile is taken from
 def stage_file(stage: int, group: int = -1) -> str:
     """Where a run keeps the model after a stage, counted from 0; of one group of clients, where there are several."""
     return f"stages/{stage}.safetensors" if group < 0 else f"stages/{stage}-{group}.safetensors"
+
+
+def seen_file(stage: int, client: int) -> str:
+    """Where a run keeps a client's model of a stage's last round, as the server can make it of the client's update."""
+    return f"stages/{stage}-of-{client}.safetensors"
 
 
 class Anatomy:
@@ -88,6 +93,13 @@ class Anatomy:
                 if units_used >= 0:
                     records.append(about | {"name": "units", "value": units_used})
         return [{"phase": "model"} | record for record in records]
+
+    def saw(self, stage: int, number: int, params: Params, update: Update) -> None:
+        """Keep the model that an update makes of the parameters that were sent, where the config asks for it."""
+        config = self._plan.config
+        if config.run.keep_updates and number == config.train.rounds - 1:
+            own = {name: params[name] + delta for name, delta in update.arrays.items()}
+            self._run.save_tensors(seen_file(stage, update.client), params | own)
 
     def _keep(self, stage: int, groups: Sequence[Group]) -> None:
         """The merged models as they are now, where the config asks for them."""

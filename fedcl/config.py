@@ -183,10 +183,12 @@ class Run(Section):
     """Where figures go besides the run directory, of `fedcl list trackers`."""
     keep_stages: bool = False
     """The merged model after each stage is kept as stages/<stage>.safetensors, for `fedcl attack`."""
+    keep_updates: bool = False
+    """So is what the server sees of each client in a stage's last round, as stages/<stage>-of-<client>.safetensors."""
 
 
 # What may differ when a run goes on: none of these changes a number.
-_FREE = ("output", "name", "checkpoint_every", "keep_stages", "workers", "clients_per_device")
+_FREE = ("output", "name", "checkpoint_every", "keep_stages", "keep_updates", "workers", "clients_per_device")
 _WAYS = ("address", "connection", "track")  # likewise: where a run reaches others
 
 

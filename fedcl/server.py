@@ -148,8 +148,7 @@ class Server:
             merge = Merge(self._aggregator, self._merger)
             collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
             collections.append(collection)
-            sent: Uploads = {}
-            metrics: list[growing.Told] = []
+            sent, metrics = Uploads(), list[growing.Told]()
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
                 records += self._journal.training(stage, update)
@@ -157,6 +156,7 @@ class Server:
                 metrics.append((self._plan.tasks(stage, [update.client]), update.metrics))
                 if update.weight > 0:
                     merge.add(update)
+                    self._anatomy.saw(stage, number, group.params, update)
                     if self._plan.on_local(number):
                         uploads[update.client] = (update.weight, update.extras)
             before = group.params

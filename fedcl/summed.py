@@ -31,6 +31,7 @@ class _Mean:
     arrays: Params
     weights: Mapping[str, float]
     parties: Mapping[str, int]
+    error: float  # of an entry of an update's mean, at most, since entries are whole numbers of steps
 
 
 @dataclass
@@ -128,11 +129,15 @@ class Summed:
 
     def _read(self, found: Sums, shapes: Mapping[str, Params], parties: int) -> _Mean:
         """What the sums say."""
-        arrays, weights = Params(), {}
+        arrays, weights, errors = Params(), {}, [0.0]
+        there = {part: len(those) for part, those in found.parties.items()}
         for part, total in found.totals.items():
-            mean, weights[part] = self._rule.written(part, parties).decode(total, shapes[part])
+            written = self._rule.written(part, parties)
+            mean, weights[part] = written.decode(total, shapes[part])
             arrays |= mean
-        return _Mean(arrays, weights, {part: len(those) for part, those in found.parties.items()})
+            if part not in (FIGURES, ANSWERS) and weights[part]:
+                errors.append(written.bound(there[part], weights[part]))
+        return _Mean(arrays, weights, there, max(errors))
 
     def _exchange(
         self, jobs: Mapping[int, Job], talk: _Talk, timeout: float, read: Callable[[int, Params], R]
@@ -156,7 +161,11 @@ class Summed:
 
 def _deltas(client: int, like: Params, mean: _Mean) -> Update:
     """An update in a hospital's name: the mean of all, and their mean weight."""
-    told = {"loss": float(mean.arrays["loss"]), "secagg/clipped": float(mean.arrays["clipped"])}
+    told = {
+        "loss": float(mean.arrays["loss"]),
+        "secagg/clipped": float(mean.arrays["clipped"]),
+        "secagg/error": mean.error,
+    }
     weight = mean.weights[FIGURES] / mean.parties[FIGURES]
     return Update(client, {name: mean.arrays[name] for name in like} if weight else {}, weight, told)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcl import evaluate, finish
-from fedcl.anatomy import stage_file
+from fedcl.anatomy import seen_file, stage_file
 from fedcl.attacks import membership
 from fedcl.attacks.confidence import confidence
 from fedcl.attacks.roc import area, rate_at, roc
@@ -20,7 +20,7 @@ from fedcl.contracts import Batch, Task
 from fedcl.federation import Federation
 from fedcl.leaks import buffers
 from fedcl.leaks.plan import SHADOWS, Models
-from fedcl.leaks.records import shown
+from fedcl.leaks.records import holders, shown
 from fedcl.models.dynamic_net import DynamicNet
 
 SCORES = ("threshold", "LiRA", "RMIA", "calibrated")
@@ -28,13 +28,14 @@ RATES = (0.01, 0.001)  # false-positive rates
 _FEW = 64  # models below which LiRA has one variance for all candidates
 _POPULATION = 500  # test samples of a task, at most, that RMIA compares with
 _POINTS = 200  # of a curve that is kept
+MODEL, SERVER = "the model", "the server in a round"  # who looks, and at what
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Said:
-    """What all models say of one task's candidates after one stage."""
+    """What all models say, after one stage, of candidates of one task."""
 
     stage: int
     task: int
@@ -46,20 +47,24 @@ class Said:
 def measure(models: Models) -> tuple[dict[str, Any], list[Row]]:
     """Attack all models: (results as JSON has them, points of the ROC curves)."""
     federation, schedule = models.target.federation, models.target.federation.schedule
-    said = list(_said(models))
+    said: list[Said] = []
     rows: list[Row] = []
     points: list[Row] = []
     sums: dict[int, Tensor] = {}  # of LiRA's scores over the stages, by task
-    for each in said:
+    for observer, parts in _views(models):
+        each = parts[0]
         about = {"stage": each.stage, "task": federation.tasks[each.task].id}
-        scored = scores(each)
+        scored, member = scores(parts), torch.cat([part.member for part in parts], 1)
         for name, values in scored.items():
-            rows.append(about | {"observer": "the model", "score": name} | verdict(values, each.member))
-        points += [about | {"score": name} | point for name in scored for point in _curve(scored[name], each.member)]
+            rows.append(about | {"observer": observer, "score": name} | verdict(values, member))
+        if observer != MODEL:
+            continue
+        said.append(each)
+        points += [about | {"score": name} | point for name in scored for point in _curve(scored[name], member)]
         sums[each.task] = sums.get(each.task, torch.zeros_like(scored["LiRA"])) + scored["LiRA"]
         if each.stage == len(schedule) - 1:
             every = {"observer": "all stage models", "score": "LiRA, summed"}
-            rows.append(about | every | verdict(sums[each.task], each.member))
+            rows.append(about | every | verdict(sums[each.task], member))
     told = {
         "models": models.asked.models,
         "init": "of its own" if models.asked.new_init else "the run's",
@@ -73,12 +78,17 @@ def measure(models: Models) -> tuple[dict[str, Any], list[Row]]:
 
 def _headline(rows: list[Row], stage: int) -> float:
     """LiRA's AUC at the final model, the mean over tasks: what comparisons show of a run."""
-    found = [row["auc"][0] for row in rows if (row["stage"], row["score"]) == (stage, "LiRA")]
-    return float(np.mean(found))
+    final = (stage, MODEL, "LiRA")
+    return float(np.mean([row["auc"][0] for row in rows if (row["stage"], row["observer"], row["score"]) == final]))
 
 
-def scores(said: Said) -> dict[str, Tensor]:
-    """Every attack's scores [N, n], higher for members."""
+def scores(parts: Sequence[Said]) -> dict[str, Tensor]:
+    """Every attack's scores [N, n], higher for members; of several sets of candidates, one after another."""
+    found = [_scores(part) for part in parts]
+    return {name: torch.cat([each[name] for each in found], 1) for name in SCORES}
+
+
+def _scores(said: Said) -> dict[str, Tensor]:
     pooled = len(said.phi) < _FEW
     return {
         "threshold": said.phi,
@@ -117,30 +127,50 @@ def phi(net: DynamicNet, task: Task, x: Tensor, y: Tensor) -> Tensor:
     return confidence(evaluate.known(net, task, x).double(), place)
 
 
-def stage_net(config: Config, federation: Federation, stage: int) -> DynamicNet:
-    """The merged model of a run after a stage."""
-    params, _ = finish.read(config.directory() / stage_file(stage))
+def kept_net(config: Config, federation: Federation, file: str) -> DynamicNet:
+    """A model that a run has kept."""
+    params, _ = finish.read(config.directory() / file)
     return finish.restore(config, federation, params)
 
 
-def _said(models: Models) -> Iterator[Said]:
-    """After each stage, for each task that was trained until then."""
+def _views(models: Models) -> Iterator[tuple[str, list[Said]]]:
+    """After each stage, for each task that was trained until then: what who looks sees of all candidates.
+
+    Whoever has the model sees one net. The server has seen one of each client in the stage's last round: what a
+    candidate's own client made of it, where that client trained in that round in all models.
+    """
     federation = models.target.federation
     configs = [models.config(number) for number in range(models.asked.models)]
     met: set[int] = set()
     for stage, now in enumerate(federation.schedule):
         met |= {task for client in now for task in client}
-        nets = [stage_net(config, federation, stage) for config in configs]
+        nets = [kept_net(config, federation, stage_file(stage)) for config in configs]
         for index in sorted(met):
-            task = federation.tasks[index]
-            known, public = shown(federation, models.rows(index), index), _tests(federation, index)
-            yield Said(
-                stage,
-                index,
-                torch.stack([phi(net, task, known.x, known.y) for net in nets]),
-                torch.stack([phi(net, task, public.x, public.y) for net in nets]),
-                torch.from_numpy(models.member(index)),
-            )
+            yield MODEL, [_said(models, stage, index, nets, np.ones(len(models.rows(index)), bool))]
+        parts: dict[int, list[Said]] = {}
+        for client in range(len(now)):
+            file = seen_file(stage, client)
+            if not all((config.directory() / file).exists() for config in configs):
+                continue
+            nets = [kept_net(config, federation, file) for config in configs]
+            for index in sorted(met):
+                mine = holders(federation, models.rows(index)) == client
+                if mine.any():
+                    parts.setdefault(index, []).append(_said(models, stage, index, nets, mine))
+        yield from ((SERVER, parts[index]) for index in sorted(parts))
+
+
+def _said(models: Models, stage: int, index: int, nets: Sequence[DynamicNet], which: np.ndarray) -> Said:
+    """What these nets say of some of a task's candidates, which: bool [n]."""
+    federation, task = models.target.federation, models.target.federation.tasks[index]
+    known, public = shown(federation, models.rows(index)[which], index), _tests(federation, index)
+    return Said(
+        stage,
+        index,
+        torch.stack([phi(net, task, known.x, known.y) for net in nets]),
+        torch.stack([phi(net, task, public.x, public.y) for net in nets]),
+        torch.from_numpy(models.member(index)[:, which]),
+    )
 
 
 def _tests(federation: Federation, task: int) -> Batch:
@@ -163,7 +193,7 @@ def _buffers(models: Models, said: list[Said]) -> list[Row]:
         task = federation.tasks[each.task]
         x = shown(federation, models.rows(each.task), each.task).x
         kept = torch.stack([buffers.has(memory, each.task, x) for memory in memories]) & each.member
-        scored = scores(each)
+        scored = scores([each])
         for name, those in (("buffered", kept), ("not buffered", each.member & ~kept)):
             if bool(those.any()):
                 about = {"stage": last, "task": task.id, "members_are": name}

@@ -30,6 +30,7 @@ from fedcl.run_dir import read_config, read_status
 
 FOLDER, SHADOWS = "attacks", "shadows"  # in a run directory
 _PLAN = "plan.json"
+_HOSPITALS = 20  # in larger federations what the server sees of each in a round is not kept
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,15 @@ def rerun(config: Config, path: Path, number: int, rows: np.ndarray, new_init: b
         "model": config.model.model_copy(update={"seed": -1 if new_init else config.start}),
         "data": config.data.model_copy(update={"fingerprint": digest}),
         "alarms": config.alarms.model_copy(update={"on": False}),
-        "run": config.run.model_copy(update=own | {"keep_stages": True}),
+        "run": config.run.model_copy(update=own | {"keep_stages": True, "keep_updates": _seen(config)}),
     }
     return config.model_copy(update=changes)
+
+
+def _seen(config: Config) -> bool:
+    """Whether models keep what the server sees of each client: where it sees all of them, and they fit on a disk."""
+    terms = config.federation
+    return terms.kind == "federated" and terms.fraction == 1 and terms.clients <= _HOSPITALS
 
 
 def write(models: Models) -> None:

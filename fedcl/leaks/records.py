@@ -18,6 +18,13 @@ def held(federation: Federation, hospital: int, task: int) -> np.ndarray:
     return rows
 
 
+def holders(federation: Federation, rows: np.ndarray) -> np.ndarray:
+    """The client that holds each row: [n]."""
+    hospitals = (np.searchsorted(federation._starts, rows, side="right") - 1) // 3
+    clients = {hospital: client for client, several in enumerate(federation.members) for hospital in several}
+    return np.array([clients[int(hospital)] for hospital in hospitals], np.int64)
+
+
 def total(federation: Federation) -> int:
     """How many rows there are: training, validation and test records of all hospitals."""
     return int(federation._starts[-1])

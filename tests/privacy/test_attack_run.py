@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import merged
 from smoke.running import run_here
 
 from fedcl import leaks
+from fedcl.anatomy import seen_file, stage_file
 from fedcl.comparison import leakage
 from fedcl.config import Config
 from fedcl.contracts import FedclError
-from fedcl.leaks import buffers, plan, records, shadows
+from fedcl.leaks import buffers, membership, plan, records, shadows
 from fedcl.leaks.plan import Asked, Models
 from fedcl.leaks.reconstruction import Budget
 from fedcl.privacy.dp_sgd import DPSGD
@@ -41,6 +43,7 @@ def run(path: Path, **changes: Any) -> Path:
 
 
 def row(found: leaks.Found, **wanted: Any) -> dict[str, Any]:
+    wanted = {"observer": membership.MODEL} | wanted
     rows = [one for one in found["membership"]["rows"] if all(one[key] == value for key, value in wanted.items())]
     return dict(rows[0])
 
@@ -64,10 +67,11 @@ def test_the_results_have_every_stage_and_past_task(attacked: leaks.Found, repla
         assert one["members"] + one["others"] == 4 * 60
         for figure in (one["auc"], one["tpr@0.01"], one["tpr@0.001"]):
             assert figure[1] <= figure[0] <= figure[2]
+    assert {one["observer"] for one in told["rows"]} == {membership.MODEL, membership.SERVER, "all stage models"}
     assert {one["members_are"] for one in told["buffers"] if one["task"] == "t0"} == {"buffered", "not buffered"}
     assert attacked == json.loads((replayed / "attacks" / "results.json").read_text())
-    final = [one["auc"][0] for one in told["rows"] if (one["stage"], one["score"]) == (1, "LiRA")]
-    assert leakage.read(replayed)[leakage.FIGURE] == pytest.approx(sum(final) / 2)  # what a comparison shows of it
+    final = sum(row(attacked, stage=1, score="LiRA", task=task)["auc"][0] for task in ("t0", "t1"))
+    assert leakage.read(replayed)[leakage.FIGURE] == pytest.approx(final / 2)  # what a comparison shows of it
     page = (replayed / "attacks" / "report.html").read_text()
     assert page.count("<svg") >= 5
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -115,6 +119,23 @@ def test_a_federation_without_records_is_otherwise_the_same(replayed: Path) -> N
     assert other.count(1, 0, "train") == len(rows)
 
 
+def test_the_server_sees_each_clients_own_model(tmp_path: Path) -> None:
+    """Of one client that is the merged one; of two, of as many records each, the merged one is their mean."""
+    for clients in (1, 2):
+        path = run(tmp_path / str(clients), federation={"clients": clients}, run={"keep_updates": True})
+        federation = plan.target(path).federation
+        shares = [federation.count(client, 0, "train") for client in range(clients)]
+        merged_one = load_file(path / stage_file(0))
+        seen = [load_file(path / seen_file(0, client)) for client in range(clients)]
+        for name, value in merged_one.items():
+            mean = sum(share * own[name] for share, own in zip(shares, seen, strict=True)) / sum(shares)
+            torch.testing.assert_close(mean, value, atol=1e-5, rtol=0)
+        for client in range(clients):
+            assert set(records.holders(federation, records.held(federation, client, 1))) == {client}
+        moved = max(float((value - seen[0][name]).abs().max()) for name, value in merged_one.items())
+        assert (moved > 1e-3) is (clients == 2)
+
+
 def test_coins_are_fair_and_each_models_own(replayed: Path) -> None:
     models = Models(plan.target(replayed), Asked(models=8, candidates=200))
     member = models.member(0)
@@ -145,6 +166,7 @@ def overfit(tmp_path_factory: pytest.TempPathFactory) -> leaks.Found:
 def test_an_overfit_run_tells_who_was_in(overfit: leaks.Found) -> None:
     for task in ("t0", "t1"):
         assert row(overfit, task=task, score="LiRA", stage=1)["auc"][1] > 0.5
+        assert row(overfit, task=task, score="LiRA", stage=1, observer=membership.SERVER)["auc"][1] > 0.5
 
 
 def test_with_much_noise_nobody_is_told(tmp_path: Path) -> None:

@@ -127,6 +127,16 @@ def test_too_few_that_are_left_are_not_summed():
         Hospitals(spoil).answers()
 
 
+def test_the_error_of_a_sum_is_told_and_holds():
+    """Counts give double precision's mean; what the sums say may be off by the bound and by float32's own digits."""
+    hospitals = Hospitals()
+    answers, mean = hospitals.answers(), hospitals.mean(range(5))[0]
+    error = answers[0].update.metrics["secagg/error"]
+    assert 0 < error < 1e-5 * SecAgg().clip
+    for name, value in answers[0].update.arrays.items():
+        assert float((value - mean[name]).abs().max()) <= error + 1e-6
+
+
 def test_what_is_cut_off_is_told():
     answers = Hospitals().answers(SecAgg())
     assert answers[0].update.metrics["secagg/clipped"] == 0.0
