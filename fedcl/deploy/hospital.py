@@ -20,6 +20,7 @@ from fedcl.deploy import launcher, nodes
 from fedcl.deploy.keeper import Keeper, Stop
 from fedcl.deploy.nodes import HospitalNode
 from fedcl.runtime import compat, flower, packing
+from fedcl.runtime.exchange import IDENTIFY
 from fedcl.runtime.worker import SURVEY, Outcome, Setup, Survey, Worker
 
 _SILENT = 30.0  # seconds for a visitor to say what it came for
@@ -49,6 +50,8 @@ class Desk:
             config = Config.model_validate_json(str(context.run_config["config"]))
         except ValueError as error:
             return Outcome(None, None, f"the run's config cannot be read here: {error}")
+        if (why := self._node.refuses(config)) and message.metadata.message_type != IDENTIFY:
+            return Outcome(None, None, why)
         seconds = config.federation.client_timeout
         try:
             if message.metadata.message_type == SURVEY:

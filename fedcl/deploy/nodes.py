@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fedcl.config import Config
 from fedcl.errors import FedclError
 from fedcl.toml import dumps
 
@@ -47,6 +48,20 @@ class HospitalNode(BaseModel):
     start_timeout: float = 300.0
     """Seconds for its worker to start and to load the data; one that takes longer is replaced."""
     insecure: bool = False
+    mechanisms: list[str] = []
+    """It answers only runs that have all of these of `fedcl list privacy`; with "secagg" sums alone go out."""
+    max_epsilon: float = 0.0
+    """It answers only runs whose privacy.max_epsilon is at most this; 0 does not ask."""
+
+    def refuses(self, config: Config) -> str:
+        """Why the hospital has no part in a run with this config; "" if it has."""
+        privacy = config.privacy
+        if missing := [name for name in self.mechanisms if name not in privacy.mechanism.split("+")]:
+            return f"this hospital answers only runs with {' and '.join(missing)}: its hospital.toml says so"
+        if self.max_epsilon and not 0 < privacy.max_epsilon <= self.max_epsilon:
+            asked = f"privacy.max_epsilon of {self.max_epsilon:g} or less"
+            return f"this hospital answers only runs with a {asked}: its hospital.toml says so"
+        return ""
 
 
 Node = TypeVar("Node", ServerNode, HospitalNode)
