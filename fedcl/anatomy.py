@@ -115,8 +115,8 @@ class Anatomy:
             return found
         sums: Params = {}
         clients = [client for client in group.clients if state.versions.get(client)][:_HOSPITALS]
-        if self._store is None or not clients:
-            return {}
+        if self._store is None or not clients or self._plan.config.privacy.mechanism != "none":
+            return {}  # a protected hospital's own stay there
         for client in clients:
             try:
                 own = _importances(self._store.load(client, state.versions[client]), group.params)

@@ -13,11 +13,11 @@ from typing import Any
 
 from fedcl.contracts import Job, Update, role
 from fedcl.infer import PREFIX
+from fedcl.mechanism import is_count
 from fedcl.merge import MEASURED
 from fedcl.models.dynamic_net import SHARED
 from fedcl.privacy import Guard
 
-_COUNTS = ("samples", "examples", "n")
 _OF_RECORDS = ("update", "upload", "statistics", "figure")  # those that training or validation records shape
 _OF_HOSPITALS = ("count", "answers")  # what tells of a hospital beside them
 _OWN = ("memory",)  # bytes that a method keeps: nothing of what is in them
@@ -110,8 +110,8 @@ def _of_extras(name: str) -> tuple[str, str]:
 
 
 def _of_metrics(name: str) -> tuple[str, str]:
-    phase, _, short = name.rpartition("/")
-    if short in _COUNTS:
+    phase = name.rpartition("/")[0]
+    if is_count(name):
         return "how many training samples it has", "count"
     about = {"": "training", "validate": "validation", "local": "test", "labels": "label"}.get(phase, phase)
     return f"{about} figures", "figure"

@@ -123,7 +123,7 @@ class Client:
             return Update(client, masked.nothing(params, self._guard.sums), 0.0, {"loss": 0.0}), memory
         metrics = self._exam.validate(client, job, self.method.watches) if "validate" in job.flags else {}
         loss, steps, examples, memory = self._fit(context, job, params, parts, memory)
-        metrics |= {"loss": loss, "samples": float(samples), "examples": float(examples)}
+        metrics |= {"loss": loss, "samples": float(samples), "examples": examples}
         with torch.no_grad():
             if "local" in job.flags:
                 metrics |= self._exam.local(client, job)
@@ -162,7 +162,7 @@ class Client:
 
     def _fit(
         self, context: Context, job: Job, params: Params, parts: list[Part], memory: Memory
-    ) -> tuple[float, int, int, Memory]:
+    ) -> tuple[float, int, float, Memory]:
         """All batches of a round: (mean loss, steps, samples seen, memory)."""
         train, hooks, method = self.config.train, self._hooks, self.method
         number, begin = job.round % train.rounds, "begin" in job.flags
@@ -174,7 +174,7 @@ class Client:
         self.net.train()
         draw_from(self.net, context.generator)
         per_step = hooks & {"loss", "penalty", "edit_grads", "edit_update", "track", "observe"} or self._guard
-        total, steps, examples = torch.zeros((), device=self.device), 0, 0
+        total, steps, examples = torch.zeros((), device=self.device), 0, 0.0
         way = self._steps(context, job, len(parts[0][1].y), memory)
         drawn_ones = way.draws(context, parts, begin, difficulty, offered)
         noise = self._guard.generator("augment", context.client, job.round)
@@ -199,7 +199,7 @@ class Client:
                     memory = method.observe(context, params, Batch(batch.x[first], batch.y[first]), memory)
             total += loss.detach()
             steps += 1
-            examples += len(batch.y)
+            examples += way.size(drawn)
         memory = way.remember(memory)
         if train.reset != "round":
             memory = remember(optimizer, params, memory)

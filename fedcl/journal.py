@@ -29,14 +29,21 @@ class Journal:
         federation: for who is behind a client.
         plan: for its tasks and the counting of rounds.
         notify: told of every alarm.
+        apart: whether what each hospital sends may be looked at by itself: not where only sums of it are protected.
     """
 
     def __init__(
-        self, config: Config, run: RunDir, federation: Federation, plan: Plan, notify: Callable[[Event], None]
+        self,
+        config: Config,
+        run: RunDir,
+        federation: Federation,
+        plan: Plan,
+        notify: Callable[[Event], None],
+        apart: bool = True,
     ) -> None:
         self._run, self._federation, self._plan, self._notify = run, federation, plan, notify
         self._alarms = Alarms(config, federation)
-        self._drift = Drift() if config.alarms.on and len(federation.groups) == 1 else None
+        self._drift = Drift() if apart and config.alarms.on and len(federation.groups) == 1 else None
         for record in run_dir.read_metrics(run.path):
             self._alarms.take(record)
 

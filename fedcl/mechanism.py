@@ -19,6 +19,16 @@ from fedcl.config import Config
 from fedcl.contracts import Method, Params, Phase, Update
 from fedcl.noise import Draw
 
+_COUNTS = ("samples", "examples", "n", "tested")
+LABELS = (
+    "labels/"  # before the figures that are counts of a hospital's samples, by class and by what is wrong with them
+)
+
+
+def is_count(name: str) -> bool:
+    """Whether a figure of an answer says how many samples the hospital has: "examples", "labels/samples.3"."""
+    return name.rpartition("/")[2].partition(".")[0] in _COUNTS
+
 
 @dataclass(frozen=True)
 class Asked:

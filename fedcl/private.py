@@ -101,6 +101,10 @@ class PrivateSteps(Steps):
             self._method.penalty(ctx, params, drawn.batch, memory).backward()  # type: ignore[no-untyped-call]
         return seen[0].detach().mean() if seen else x.new_zeros(())
 
+    def size(self, drawn: Drawn) -> float:
+        """How many records a step draws on average: how many it drew has to stay secret."""
+        return self._expected
+
     def remember(self, memory: Memory) -> Memory:
         """The client's memory with what the noise has to remember."""
         rest = {key: value for key, value in memory.items() if not key.startswith(_STATE)}

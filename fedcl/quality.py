@@ -10,12 +10,12 @@ import numpy.typing as npt
 from fedcl import evaluate
 from fedcl.contracts import Batch, Job, Task
 from fedcl.federation import Federation
+from fedcl.mechanism import LABELS
 from fedcl.net import Net
 from fedcl.shelf import Shelf
 
 FEWEST = 5  # samples: a count over fewer would speak of single ones
 Ids = npt.NDArray[np.int64]
-_LABELS = "labels/"  # before a figure, in an update's metrics
 
 
 class Quality:
@@ -58,7 +58,7 @@ class Quality:
             found["tested"] = len(tested)
             found["leaks"] = int(np.isin(self._keys(client, now, "test"), training).sum())
             found["gaps"] = int(np.isin(tested, trained, invert=True).sum())
-        return {_LABELS + name: float(value) for name, value in found.items()}
+        return {LABELS + name: float(value) for name, value in found.items()}
 
     def _wrong(self, client: int, job: Job, now: list[Task]) -> dict[str, int]:
         """By class, where there are enough."""

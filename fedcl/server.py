@@ -65,10 +65,10 @@ class Server:
         with rng.torch_global(config.start, "init"):
             self._net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
         self._plan = Plan(config, federation, method, self._net.owner)
-        self._journal = Journal(config, run, federation, self._plan, notify)
         self._synthesis = Synthesis(config, federation, method, self._plan)
         self._anatomy = anatomy.Anatomy(run, self._plan, self._net, store)
         self._protection = protect.build(config, federation, self._plan, self._net, run)
+        self._journal = Journal(config, run, federation, self._plan, notify, self._protection.guard.apart)
         self._ask = self._protection.way(ask, self._expected)
         self.state = State([Group(clients) for clients in federation.groups])
 

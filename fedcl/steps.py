@@ -53,6 +53,10 @@ class Steps:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
+    def size(self, drawn: Drawn) -> float:
+        """How many samples a step counts."""
+        return len(drawn.batch.y)
+
     def remember(self, memory: Memory) -> Memory:
         """The client's memory after the round."""
         return memory

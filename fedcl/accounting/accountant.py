@@ -1,8 +1,9 @@
 """ε of many Gaussian releases together: by privacy loss distributions (PLD), and by Rényi divergences (RDP) beside it.
 
 The noise multiplier is σ = std / Δ, with Δ the sensitivity under the neighbouring relation in force. With contributions
-clipped to C, a sum has Δ = C when a unit is added or removed, and Δ = 2C when one is replaced by another. So a release
-without sampling costs the same under both relations at the same σ, though it takes twice the noise under the second.
+clipped to C, a sum has Δ = C when a unit is added or removed, or its contribution is zeroed while it stays counted, and
+Δ = 2C when one is replaced by another. So a release without sampling costs the same under all relations at the same σ,
+though it takes twice the noise under the last.
 
 PLD is the ε of record: Doroshenko et al. 2022, Connect the dots. RDP is an upper bound by another way: Mironov et al.
 2019, Rényi differential privacy of the sampled Gaussian mechanism. Where nothing is sampled, the ε of record is exact.
@@ -22,7 +23,7 @@ from typing import Any, Literal, get_args
 from fedcl.accounting.gaussian import check_delta, gaussian_epsilon
 from fedcl.errors import FedclError
 
-Relation = Literal["add_remove", "replace_one"]
+Relation = Literal["add_remove", "zero_out", "replace_one"]
 
 _POINTS = 5e4  # of the grid of privacy losses: ε is too large by 1e-4 of it at 10 000 steps, by 2 % at a million
 _TAIL = 1e-15  # of probability, that the grid may leave out and counts as ε = ∞
@@ -119,7 +120,7 @@ def _composed(kinds: tuple[Mechanism, ...], delta: float, relation: Relation) ->
         return Spent(math.inf, math.inf)
     sampled = any(kind.q < 1 for kind in kinds)
     divergences = rdp_epsilon(kinds, delta)  # under replace-one, of the sampled ones, only a measure of the range
-    known = divergences if relation == "add_remove" or not sampled else None
+    known = divergences if relation != "replace_one" or not sampled else None
     exact = gaussian_epsilon(_norm(kinds), delta)  # sampling only helps: an upper bound with it
     if not sampled:
         return Spent(exact, known)

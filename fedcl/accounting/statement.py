@@ -12,7 +12,11 @@ from fedcl.accounting.accountant import Relation, Spent
 from fedcl.accounting.gaussian import check_delta
 from fedcl.accounting.release import Sampling, Unit
 
-_RELATIONS = {"add_remove": "add/remove", "replace_one": "replace-one within a record set"}
+_RELATIONS = {
+    "add_remove": "add/remove",
+    "zero_out": "zero-out: that it takes part is not hidden",
+    "replace_one": "replace-one within a record set",
+}
 _WHOLE = ("hospital", "replace_one")  # no record set to stay in
 _SAMPLINGS = {"poisson": "Poisson q = ", "without_replacement": "without replacement, counted as q = ", "none": "q = "}
 _DIGITS = Context(prec=4, rounding=ROUND_CEILING)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from pydantic import ConfigDict
 
 from fedcl.errors import FedclError
@@ -112,17 +114,31 @@ class Roster(Record):
         return tuple(part for part in sorted(self.adverts[party].parts) if part in self._owners)
 
     def summed(self, alive: Collection[int]) -> dict[str, tuple[int, ...]]:
-        """The parts that can be summed over some parties, with their owners among them: at least a cohort."""
-        names = sorted({part for party in alive for part in self.adverts[party].parts})
-        owners = {part: tuple(p for p in sorted(alive) if part in self.adverts[p].parts) for part in names}
-        return {part: who for part, who in owners.items() if len(who) >= self.terms.cohort}
+        """The parts that can be summed over some parties, with their owners among them: at least a cohort.
+
+        Each part's sum comes with that of its owners' weights. Where these would give away a single party's weight, as
+        all less all but one, the smallest parts are left out, until they do not.
+        """
+        found = {part: who for part, who in self._having(alive).items() if len(who) >= self.terms.cohort}
+        while _give_away(found.values()):
+            del found[min(found, key=lambda part: (len(found[part]), part))]
+        return found
 
     def refused(self, alive: Collection[int]) -> dict[str, str]:
         """The other parts, and why they are not summed."""
-        names = sorted({part for advert in self.adverts.values() for part in advert.parts})
-        counts = {part: sum(part in self.adverts[p].parts for p in alive) for part in names}
-        few, cohort = "has {} hospitals, and a sum needs {}", self.terms.cohort
-        return {part: few.format(count, cohort) for part, count in counts.items() if count < cohort}
+        summed, cohort = self.summed(alive), self.terms.cohort
+        names = {part for advert in self.adverts.values() for part in advert.parts}
+        left = sorted(names - set(summed))
+        counts = {part: sum(part in self.adverts[p].parts for p in alive) for part in left}
+        few, less = f"hospitals, and a sum needs {cohort}", "hospitals, and less another sum's gives away one's weight"
+        return {part: f"has {count} {few if count < cohort else less}" for part, count in counts.items()}
+
+    def _having(self, alive: Collection[int]) -> dict[str, tuple[int, ...]]:
+        """The owners of each part among some parties, of those parts that all agreed to sum."""
+        names = {part for party in alive for part in self.adverts[party].parts}
+        if len(alive) < len(self.adverts):
+            names &= set(self._owners)
+        return {part: tuple(p for p in sorted(alive) if part in self.adverts[p].parts) for part in sorted(names)}
 
     def check(self) -> None:
         """Raise `Refused` where nobody should go on with this."""
@@ -150,3 +166,13 @@ class Roster(Record):
             raise Refused(f"{len(alive)} hospitals are too few: a masked sum is over {self.terms.cohort} or more")
         if not self.summed(alive):
             raise Refused(f"nothing to sum over hospitals {sorted(alive)}: {self.refused(alive)}")
+
+
+def _give_away(sums: Collection[tuple[int, ...]]) -> bool:
+    """Whether a single party's number follows from the sums over these: whether its unit vector is in their span."""
+    parties = sorted({party for owners in sums for party in owners})
+    patterns = Counter(tuple(party in owners for owners in sums) for party in parties)
+    kinds = np.array(list(patterns), float).T  # [sums, kinds of parties]: who is in the same sums is never told apart
+    rank = np.linalg.matrix_rank(kinds) if kinds.size else 0
+    alone = [np.eye(len(patterns))[place] for place, count in enumerate(patterns.values()) if count == 1]
+    return any(np.linalg.matrix_rank(np.vstack([kinds, one])) == rank for one in alone)

@@ -83,7 +83,8 @@ def opened(
     """
     for sender, reveal in reveals.items():
         check_reveal(roster, request, sender, reveal)
-    summed = roster.summed(request.survivors)
+    there = {part for vectors in masked.values() for part in vectors}  # one that was left out before stays so
+    summed = {part: owners for part, owners in roster.summed(request.survivors).items() if part in there}
     lost = {p: _mask_key(roster, p, reveals) for p in request.dropped}
     totals = {}
     for part, owners in summed.items():

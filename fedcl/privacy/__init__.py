@@ -6,6 +6,9 @@ Without any, nothing but isolation protects the records.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +24,9 @@ from fedcl.merge import rules
 from fedcl.methods import Combination
 from fedcl.noise import Draw
 from fedcl.privacy.secagg import SecAgg
+
+_ELSEWHERE = {"run", "alarms", "trackers"}  # sections that change no number
+_NOT_FINITE = 1e4  # a figure in the place of one that is none
 
 
 class Guard:
@@ -40,6 +46,16 @@ class Guard:
         trains = [name for name, part in self.parts.items() if part.trains]
         if len(trains) > 1:
             raise FedclError(f"mechanisms {' and '.join(trains)} both make the gradients of training; at most one may")
+        if len(units := {part.unit: name for name, part in self.parts.items() if part.unit}) > 1:
+            raise FedclError(
+                f"mechanisms {' and '.join(units.values())} claim an ε for each {' and each '.join(map(str, units))}; "
+                "a run's budget is about one of them: take one"
+            )
+        if units and config.data.own and not config.privacy.secure_rng:
+            raise FedclError(
+                "data.own: noise that follows from the run's seed hides nobody's data; take --secure-rng "
+                "(privacy.secure_rng = true)"
+            )
         self._trainer = trains[0] if trains else ""
         # What hides updates in a sum.
         self.sums = next((part for part in self.parts.values() if isinstance(part, SecAgg)), None)
@@ -108,6 +124,11 @@ class Guard:
         """What an ε is about; "" where none is claimed."""
         return next((part.unit for part in self.parts.values() if part.unit), "")
 
+    @property
+    def apart(self) -> bool:
+        """Whether what each hospital sends may be shown by itself: noise on sums, or masks, protect sums alone."""
+        return not any(part.linear for part in self.parts.values())
+
     def bounded(self, kind: str) -> bool:
         """Whether an ε speaks of a kind of artefact: to be summed, or to stay, is no bound."""
         return any(part.unit and kind in part.covers for part in self.parts.values())
@@ -129,6 +150,9 @@ class Guard:
         for name, part in self.parts.items():
             sealed = part.seal(update, job.phase, _view(job.terms, name), self.draw(name, update.client, job.round))
             update = replace(sealed, metrics=_marked(update.metrics, sealed.metrics, name))
+        if self.unit:  # an answer with a figure that is not finite is rejected: no record may decide on that
+            figures = {name: v if math.isfinite(v) else _NOT_FINITE for name, v in update.metrics.items()}
+            update = replace(update, metrics=figures)
         return update
 
     def weighed(self, update: Update, memory: Memory) -> Update:
@@ -169,12 +193,19 @@ class Guard:
         return noise.unforeseen() if self.secret else rng.torch_stream(self.config.seed, purpose, client, task, number)
 
     def draw(self, purpose: str, client: int, number: int) -> Draw:
-        """Noise that no other purpose, client and round has."""
+        """Noise that no other purpose, client and round has, and no other experiment of the same seed."""
         if self.config.privacy.secure_rng:
             return noise.secure
+        purpose = f"privacy {purpose} {self._salt}"
         return functools.partial(
-            noise.seeded, generator=rng.torch_stream(self.config.seed, f"privacy {purpose}", client, round=number)
+            noise.seeded, generator=rng.torch_stream(self.config.seed, purpose, client, round=number)
         )
+
+    @functools.cached_property
+    def _salt(self) -> str:
+        """All that decides what the noise is put on: with the same noise on two sums, their difference has none."""
+        content = self.config.model_dump(include={*type(self.config).model_fields} - _ELSEWHERE)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def build(config: Config, method: Combination | None = None) -> Guard:

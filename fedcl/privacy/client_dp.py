@@ -1,16 +1,19 @@
-"""Differential privacy of whole hospitals: each update is clipped as one vector, and noise hides who took part.
+"""Differential privacy of whole hospitals: each update is clipped as one vector, and noise hides what it says.
 
 u ← u · min(1, C / ‖u‖₂), with u all floating-point arrays of an update together, 0-d ones too; integers are left alone.
 `server`: the server adds N(0, (σΔ)²) to the sum of the updates, which then all weigh the same, and is trusted to.
-`hospital`: each hospital adds it to its own before it leaves, and need trust nobody. Δ = C where a hospital may be
-there or not (add/remove), 2C where one may stand for another (replace-one). A hospital is in every task: its ε is
-sequential over rounds and tasks. With the few hospitals of a cross-silo federation the noise is large.
+`hospital`: each hospital adds it to its own before it leaves, and need trust nobody. Δ = C where what a hospital sends
+may be zeros (zero-out), 2C where it may be anything (replace-one). That a hospital takes part, and in which tasks, is
+not hidden: sums are divided by how many there are. A hospital is in every task: its ε is sequential over rounds and
+tasks. With the few hospitals of a cross-silo federation the noise is large.
 
 References:
     McMahan, Ramage, Talwar, Zhang. Learning Differentially Private Recurrent Language Models. ICLR 2018. arXiv
         1710.06963.
     Andrew, Thakkar, McMahan, Ramaswamy. Differentially Private Learning with Adaptive Clipping. NeurIPS 2021. arXiv
         1905.03871.
+    Kairouz, McMahan, Song, Thakkar, Thakurta, Xu. Practical and Private (Deep) Learning without Sampling or Shuffling.
+        ICML 2021. arXiv 2103.00039, definition 1.1 (zero-out).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from fedcl.accounting.accountant import Relation
@@ -44,19 +48,19 @@ class ClientDP(Mechanism):
         noise: σ, the noise's standard deviation by the sensitivity Δ; 0 is chosen so that the run costs `epsilon`.
         epsilon: ε > 0 of the whole run for each hospital, at privacy.delta, where σ is not given.
         where: who adds the noise: the `server`, to the sum, or each `hospital`, to its own update.
-        relation: of neighbouring federations: add_remove or replace_one.
+        relation: of neighbouring federations: zero_out or replace_one.
         adaptive: C follows the `quantile` γ of the updates' norms, C ← C exp(−η (b̄ − γ)), with b̄ the noised share of
             updates shorter than C (Andrew et al. 2021, eq. 2). Needs the server's noise.
         quantile: γ, in (0, 1).
         rate: η, > 0.
-        count_noise: σ_b by σ, > ½: what the count of b̄ takes of the budget is (σ / 2σ_b)² of it.
+        count_noise: half the deviation of b̄'s count by σ, > ½: it takes 1 / (2 · count_noise)² of the budget.
     """
 
     clip: float = 1.0
     noise: float = 0.0
     epsilon: float = 8.0
     where: Literal["server", "hospital"] = "server"
-    relation: Literal["add_remove", "replace_one"] = "add_remove"
+    relation: Literal["zero_out", "replace_one"] = "zero_out"
     adaptive: bool = False
     quantile: float = 0.5
     rate: float = 0.2
@@ -70,8 +74,8 @@ class ClientDP(Mechanism):
                 f"clip = {self.clip} and epsilon = {self.epsilon} must be > 0, noise = {self.noise} ≥ 0; 0 is chosen "
                 "for epsilon"
             )
-        if self.where not in ("server", "hospital") or self.relation not in ("add_remove", "replace_one"):
-            raise ValueError(f"where = {self.where!r} must be server or hospital, relation add_remove or replace_one")
+        if self.where not in ("server", "hospital") or self.relation not in ("zero_out", "replace_one"):
+            raise ValueError(f"where = {self.where!r} must be server or hospital, relation zero_out or replace_one")
         if not 0 < self.quantile < 1 or self.rate <= 0 or self.count_noise <= 0.5:
             raise ValueError(
                 f"quantile = {self.quantile} must be in (0, 1), rate = {self.rate} > 0, "
@@ -127,15 +131,19 @@ class ClientDP(Mechanism):
         floats = {("arrays", n): v for n, v in update.arrays.items() if v.is_floating_point()}
         floats |= {("extras", n): v for n, v in update.extras.items() if v.is_floating_point()}
         norm = math.sqrt(sum(float(value.double().square().sum()) for value in floats.values()))
-        scale = min(1.0, clip / max(norm, _FLOOR))
-        sealed = {f"{kind}/{name}": value * scale for (kind, name), value in floats.items()}
+        # What is not finite would be rejected, and show: it counts as zeros.
+        scale = min(1.0, clip / max(norm, _FLOOR)) if math.isfinite(norm) else math.nan
+        sealed = {
+            f"{kind}/{name}": torch.zeros_like(value) if math.isnan(scale) else value * scale
+            for (kind, name), value in floats.items()
+        }
         if self.where == "hospital":
             sealed = added(sealed, self._deviation(clip), draw)
         parts: dict[str, dict[str, Tensor]] = {"arrays": dict(update.arrays), "extras": dict(update.extras)}
         for kind, name in floats:
             parts[kind][name] = sealed[f"{kind}/{name}"]
         told = {**update.metrics, _WITHIN: float(norm <= clip)} if self.adaptive else update.metrics
-        weight = float(update.weight > 0)
+        weight = float(bool(update.arrays))  # also of who had no samples, and sends zeros into a sum
         return replace(update, arrays=parts["arrays"], extras=parts["extras"], weight=weight, metrics=told)
 
     def blur(self, sums: Params, terms: Mapping[str, float], draw: Draw) -> Params:
@@ -149,9 +157,8 @@ class ClientDP(Mechanism):
         within = [report[_WITHIN] for report in reports if _WITHIN in report]
         if not within:
             return dict(state)
-        # Of the count less half the hospitals, one more moves ½, and another in its place 1.
-        doubled = 2 if self.relation == "replace_one" else 1
-        count = sum(within) + float(draw({"": ()}, doubled * self.count_noise * self.noise)[""])
+        # What one hospital says moves the count by 1 at most, under both relations.
+        count = sum(within) + float(draw({"": ()}, 2 * self.count_noise * self.noise)[""])
         move = -self.rate * (min(max(count / len(within), 0.0), 1.0) - self.quantile)
         return {**state, _CLIP: state.get(_CLIP, self.clip) * math.exp(move)}
 

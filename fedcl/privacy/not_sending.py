@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Method, Phase, Update
 from fedcl.infer import needs_statistics
-from fedcl.mechanism import Mechanism
+from fedcl.mechanism import LABELS, Mechanism, is_count
 from fedcl.merge import rules
 from fedcl.methods import Combination
 from fedcl.noise import Draw
@@ -25,7 +25,7 @@ class NotSending(Mechanism):
 
     Attributes:
         figures: losses and accuracies on training, validation and own test data, and figures of labels.
-        counts: of samples; all hospitals then weigh the same.
+        counts: of samples, also by class and by what is wrong with them; all hospitals then weigh the same.
         uploads: what methods send beside weights: Fisher diagonals, bases, prototypes. Methods that cannot do without
             are refused.
         modules: tasks' modules; needs federation.merger = "personal".
@@ -63,12 +63,10 @@ class NotSending(Mechanism):
 
     def seal(self, update: Update, phase: Phase, terms: Mapping[str, float], draw: Draw) -> Update:
         """Leave out what stays."""
-        hidden = {name for name in update.metrics if self.figures and name not in _KEPT and not _is_count(name)}
-        hidden |= {name for name in update.metrics if self.counts and _is_count(name)}
+        hidden = {name for name in update.metrics if self.figures and name not in _KEPT and not is_count(name)}
+        hidden |= {name for name in update.metrics if self.counts and is_count(name)}
+        # Figures of labels are counts, and say something of them only together.
+        hidden |= {name for name in update.metrics if (self.figures or self.counts) and name.startswith(LABELS)}
         told = {name: value for name, value in update.metrics.items() if name not in hidden}
         weight = float(update.weight > 0) if self.counts else update.weight
         return replace(update, metrics=told, weight=weight)
-
-
-def _is_count(name: str) -> bool:
-    return name.rpartition("/")[2] in ("samples", "examples", "n")

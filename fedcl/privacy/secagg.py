@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -55,6 +56,9 @@ class SecAgg(Mechanism):
 
     def __post_init__(self) -> None:
         Terms(self.cohort)
+        for name, value in (("clip", self.clip), ("most", self.most)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value} must be > 0, and finite")
         if self.answers not in ("summed", "open"):
             raise ValueError(f"answers = {self.answers!r} must be 'summed' or 'open'")
         for part in ("", FIGURES, ANSWERS):

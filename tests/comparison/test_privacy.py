@@ -197,7 +197,10 @@ def test_epsilon_is_what_the_run_spent_and_is_nowhere_without_terms(found):
     assert 195 < values[3] <= 200
     stated = dict(protection.stated(found, ("finetune",)))
     assert list(stated) == ["client-DP ε = 50", "client-DP ε = 200"]
-    assert "at δ = 1e-5 per hospital (add/remove, q = 1, σ = " in stated["client-DP ε = 50"]
+    assert (
+        "at δ = 1e-5 per hospital (zero-out: that it takes part is not hidden, q = 1, σ = "
+        in stated["client-DP ε = 50"]
+    )
     assert stated["client-DP ε = 50"] in write.markdown(found)
     assert r"$\varepsilon$ = " in write.latex(found)
     rows = list(csv.DictReader((found.path / "comparison.csv").read_text().splitlines()))
@@ -228,7 +231,10 @@ def test_fronts_end_where_no_noise_is(found):
     assert known[0].epsilon == math.inf
     drawn = {figure.id: figure for figure in fronts.fronts(found)}
     rows = drawn["front-average_accuracy"].data.rows
-    assert "client-DP: δ = 1e-5 per hospital (add/remove);" in drawn["front-average_accuracy"].caption
+    assert (
+        "client-DP: δ = 1e-5 per hospital (zero-out: that it takes part is not hidden);"
+        in drawn["front-average_accuracy"].caption
+    )
     assert [row[:3] for row in rows] == [
         ["finetune", "client-DP", "50"],
         ["finetune", "client-DP", "200"],
@@ -248,7 +254,7 @@ def test_the_page_has_fronts_terms_and_what_is_open_and_asks_nothing_of_the_netw
     assert {"fig-front-forgetting", "fig-front-average_accuracy", f"fig-front-{leakage.FIGURE}"} <= set(seen.ids)
     assert len(seen.ids) == len(set(seen.ids))
     assert "What left the hospitals, and what covered it" in seen.text
-    assert "per hospital (add/remove" in seen.text
+    assert "per hospital (zero-out" in seen.text
     remote = [link for link in seen.addresses if not link.startswith(("#", "data:")) and "report.html" not in link]
     assert remote == []
     assert not {"img", "iframe", "object", "image", "use"} & set(seen.tags)

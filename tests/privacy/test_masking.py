@@ -127,12 +127,12 @@ def test_a_higher_threshold_allows_fewer():
 
 
 def test_each_part_is_summed_over_its_owners():
-    vectors = _ring(6)
-    for part, owners in {"four": (0, 2, 3, 5), "three": (1, 2, 4), "two": (0, 1)}.items():
+    vectors = _ring(7)
+    for part, owners in {"four": (0, 2, 3, 5), "three": (1, 4, 6), "two": (0, 1)}.items():
         for p in owners:
-            vectors[p][part] = _ring(6, seed=len(part), length=50)[p]["trunk"]
-    made, sums = whole(vectors, gone=((), (), (2,), ()))
-    assert sums.parties == {"trunk": (0, 1, 3, 4, 5), "four": (0, 3, 5)}
+            vectors[p][part] = _ring(7, seed=len(part), length=50)[p]["trunk"]
+    made, sums = whole(vectors, gone=((), (), (4,), ()))
+    assert sums.parties == {"trunk": (0, 1, 2, 3, 5, 6), "four": (0, 2, 3, 5)}
     assert all(torch.equal(total, _sum(vectors, sums.parties[part], part)) for part, total in sums.totals.items())
     assert set(sums.refused) == {"two", "three"}
     assert "2 hospitals" in sums.refused["three"]
@@ -140,6 +140,28 @@ def test_each_part_is_summed_over_its_owners():
     assert "three" in made.masked[1]  # refused when one of three had dropped out: nobody gives a seed away
     revealed = [parts for reveal in made.reveals.values() for parts in reveal.seeds.values()]
     assert {part for parts in revealed for part in parts} == {"trunk", "four"}
+
+
+@pytest.mark.parametrize(
+    ("n", "parts", "gone", "opened"),
+    [
+        (4, {"a": (0, 1, 2)}, (), {"trunk"}),  # all less all but one
+        (5, {"a": (0, 1, 2)}, (), {"trunk", "a"}),
+        (5, {"a": (0, 1, 2)}, (4,), {"trunk"}),
+        (6, {"a": (0, 1, 2, 3), "b": (1, 4, 5)}, (), {"trunk", "a"}),  # a + b - all is what 1 has
+        (9, {"a": (0, 1, 2), "b": (3, 4, 5), "c": (6, 7, 8)}, (), {"trunk", "a", "b", "c"}),
+        (9, {"a": (0, 1, 2), "b": (3, 4, 5), "c": (6, 7, 8)}, (7, 8), {"trunk", "b"}),
+    ],
+)
+def test_no_sums_are_opened_that_together_give_away_ones_own(n, parts, gone, opened):
+    vectors = _ring(n)
+    for part, owners in parts.items():
+        for p in owners:
+            vectors[p][part] = _ring(n, seed=len(part), length=50)[p]["trunk"]
+    _, sums = whole(vectors, gone=((), (), gone, ()))
+    assert set(sums.totals) == opened
+    assert set(sums.refused) == set(parts) - opened
+    assert all(torch.equal(total, _sum(vectors, sums.parties[part], part)) for part, total in sums.totals.items())
 
 
 def test_a_small_part_among_many_parties():

@@ -61,7 +61,7 @@ def test_a_short_update_is_let_be(size):
     before = Update(0, {"w": torch.tensor([size, 0.0])}, 0.0, {})
     after = ClientDP().seal(before, "train", NONE, silent)
     assert after.arrays["w"].tolist() == [size, 0.0]
-    assert after.weight == 0.0
+    assert after.weight == 1.0  # also without samples: it sends zeros into a sum
 
 
 def test_answers_on_test_samples_are_no_updates():
@@ -69,7 +69,7 @@ def test_answers_on_test_samples_are_no_updates():
     assert ClientDP(where="hospital", noise=1.0).seal(before, "evaluate", {}, seeded()) is before
 
 
-@pytest.mark.parametrize(("relation", "times"), [("add_remove", 1), ("replace_one", 2)])
+@pytest.mark.parametrize(("relation", "times"), [("zero_out", 1), ("replace_one", 2)])
 @pytest.mark.parametrize("where", ["server", "hospital"])
 def test_the_noise_is_sigma_times_the_sensitivity_once(where, relation, times):
     rule, asked = ClientDP(clip=9.0, noise=1.5, where=where, relation=relation), []
@@ -85,7 +85,7 @@ def test_the_noise_has_that_deviation():
 
 
 def test_what_the_count_takes_of_the_budget_the_updates_give():
-    """1/σ² = 1/σ_Δ² + 1/(2σ_b)², σ_b = 5σ: Andrew et al. 2021, Theorem 1."""
+    """1/σ² = 1/σ_Δ² + 1/(2σ_b)², σ_b = 5σ: Andrew et al. 2021, Theorem 1; the count, of sensitivity 1, has 2σ_b."""
     asked = []
     ClientDP(noise=1.0, adaptive=True).blur({"w": torch.zeros(1)}, NONE, asked_for(asked))
     assert 1 / asked[0] ** 2 + 1 / 10.0**2 == pytest.approx(1.0)
@@ -109,10 +109,8 @@ def test_the_clip_norm_follows_the_quantile():
 def test_the_count_is_noised_and_its_share_stays_one():
     asked = []
     state = ClientDP(noise=2.0, adaptive=True).learn({}, [{"within": 1.0}], asked_for(asked))
-    assert asked == [10.0]
-    assert state["clip"] == pytest.approx(math.exp(-0.2 * 0.5))  # (1 + 10) / 1 is cut to 1
-    ClientDP(noise=2.0, adaptive=True, relation="replace_one").learn({}, [{"within": 1.0}], asked_for(asked))
-    assert asked[-1] == 20.0  # another hospital in one's place moves the count by 1, not by ½
+    assert asked == [20.0]  # what a hospital says moves the count by 1: 2 · count_noise · σ costs 1/(2 · count_noise)²
+    assert state["clip"] == pytest.approx(math.exp(-0.2 * 0.5))  # (1 + 20) / 1 is cut to 1
 
 
 @pytest.mark.parametrize(
@@ -193,6 +191,8 @@ def test_bands_are_never_more_than_the_steps_between_a_record_s_two():
     assert DPFTRL(bands=2).fitted(samples=10, batch_size=4).bands == 2
 
 
+LABELED = ("labels/samples.0", "labels/wrong.0", "labels/tested", "labels/gaps")  # counts, all of them
+
 # ── not-sending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -202,10 +202,11 @@ def test_bands_are_never_more_than_the_steps_between_a_record_s_two():
         ({}, {"memory"}, 1.0),
         ({"figures": False}, {"memory", "loss", "val/accuracy"}, 1.0),
         ({"counts": False}, {"memory", "samples", "t0/n"}, 30.0),
-        ({"figures": False, "counts": False}, {"memory", "loss", "val/accuracy", "samples", "t0/n"}, 30.0),
+        ({"figures": False, "counts": False}, {"memory", "loss", "val/accuracy", "samples", "t0/n", *LABELED}, 30.0),
     ],
 )
 def test_what_stays_is_not_in_the_answer(options, left, weight):
     told = {"memory": 8.0, "loss": 1.0, "val/accuracy": 0.5, "samples": 30.0, "t0/n": 9.0}
+    told |= dict.fromkeys(LABELED, 3.0)
     sealed = NotSending(**options).seal(Update(0, {}, 30.0, told), "train", {}, silent)
     assert (set(sealed.metrics), sealed.weight) == (left, weight)
