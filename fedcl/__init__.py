@@ -10,7 +10,7 @@ The reading order, which is also the order of imports: a module imports only mod
     holdings                                                      the same where no one else sees it
     models extract _sample_grads _clipped_layers clipped          what they train …
     sample_moments fisher infer evaluate                          … and are asked
-    growth methods                                                how they grow and remember
+    growth flat methods                                           how they grow and remember
     aggregators mergers merge                                     the rules by which many nets become one
     quantize compression masking privacy masked                   how deltas travel, and what protects them
     optimizers batches steps private                              one client's Job …

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from fedcl import quantize
-from fedcl.compression import _flat
+from fedcl import flat, quantize
 from fedcl.contracts import Compression
 
 _SCALES = "scales"
@@ -33,18 +32,18 @@ class Int8(Compression):
 
     def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """`values` int8 [P] and `scales` float32 [rows of all arrays]."""
-        draws = _flat.parted(torch.rand(_flat.count(deltas), generator=generator), deltas)
+        draws = flat.parted(torch.rand(flat.count(deltas), generator=generator), deltas)
         pairs = [quantize.stochastic(deltas[name], draws[name].to(deltas[name].device)) for name in sorted(deltas)]
         values = torch.cat([levels.reshape(-1) for levels, _ in pairs])
-        return {_flat.VALUES: values, _SCALES: torch.cat([scale for _, scale in pairs])}
+        return {flat.VALUES: values, _SCALES: torch.cat([scale for _, scale in pairs])}
 
     def decode(self, sent: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Levels times scales."""
-        _flat.only(sent, _flat.VALUES, _SCALES)
+        flat.only(sent, flat.VALUES, _SCALES)
         names = sorted(like)
         lengths = [len(quantize.rows(like[name])) for name in names]
-        scales = torch.split(_flat.vector(sent, _SCALES, torch.float32, sum(lengths)), lengths)
-        values = _flat.vector(sent, _flat.VALUES, torch.int8, _flat.count(like))
+        scales = torch.split(flat.vector(sent, _SCALES, torch.float32, sum(lengths)), lengths)
+        values = flat.vector(sent, flat.VALUES, torch.int8, flat.count(like))
         pieces = torch.split(values, [like[name].numel() for name in names])
         found = {
             name: quantize.restored(piece.view(like[name].shape), scale)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from fedcl.compression import _flat
+from fedcl import flat
 from fedcl.contracts import Compression
 
 
@@ -18,11 +18,11 @@ class Sparse(Compression):
 
     def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """`values` float32 [n], and their `places` unless all are sent."""
-        flat = _flat.joined(deltas)
-        index = ((flat != 0) | flat.signbit()).nonzero().flatten()  # −0 is a value: not a bit may change
-        return _flat.sparse(flat, index)
+        entries = flat.joined(deltas)
+        index = ((entries != 0) | entries.signbit()).nonzero().flatten()  # −0 is a value: not a bit may change
+        return flat.sparse(entries, index)
 
     def decode(self, sent: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Zero where nothing was sent."""
         device = next(iter(like.values())).device
-        return _flat.parted(_flat.dense(sent, _flat.count(like), device), like)
+        return flat.parted(flat.dense(sent, flat.count(like), device), like)

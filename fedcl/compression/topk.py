@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from fedcl.compression import _flat
+from fedcl import flat
 from fedcl.contracts import Compression
 
 
@@ -37,11 +37,11 @@ class TopK(Compression):
 
     def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """`values` float32 [k] and their `places`; fewer where fewer are not zero."""
-        flat = _flat.joined(deltas)
-        index = flat.abs().topk(max(round(self.keep * len(flat)), 1)).indices.sort().values
-        return _flat.sparse(flat, index[flat[index] != 0])
+        entries = flat.joined(deltas)
+        index = entries.abs().topk(max(round(self.keep * len(entries)), 1)).indices.sort().values
+        return flat.sparse(entries, index[entries[index] != 0])
 
     def decode(self, sent: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Zero where nothing was sent."""
         device = next(iter(like.values())).device
-        return _flat.parted(_flat.dense(sent, _flat.count(like), device), like)
+        return flat.parted(flat.dense(sent, flat.count(like), device), like)

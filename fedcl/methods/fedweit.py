@@ -11,6 +11,8 @@ should stay what they were, and the old A move along to absorb how the base drif
 Each round a hospital sends B where its mask is not closed, which it is for the share `closed` of a layer's units, and
 the mask; elsewhere its step is exactly zero. The server averages over those that sent a unit; what nobody sends stays.
 At a task's end each sends A, with exact zeros up to λ1, and before the next task all get everybody's latest A, once.
+A travels, and lies at a hospital until it is used, as what is not zero and where that is, where that is smaller. B's
+zero steps travel as zeros; federation.compress = "sparse" leaves them out.
 m, A, α, the bias and the head stay at the hospital. Needs the task's identity; keeps no data, but a copy of the trunk
 for each task to hold and `model.adapters` + 1 to answer with.
 
@@ -34,6 +36,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedcl import flat
 from fedcl.config import Config, Masks
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params, Step, role
 from fedcl.models.dynamic_net import needs_task, pruned
@@ -91,6 +94,11 @@ class FedWeIT(Method):
 
     def new_module(self, client: int, module: Params, shared: Params, memory: Memory) -> Params:
         """A and the bias from the base, and what other hospitals sent: those after this one first, then the first."""
+        like = {layer: module[f"{prefix}.adaptive"] for prefix, layer in _layers(module)}
+        most = min(len(module[f"{prefix}.received"]) for prefix, _ in _layers(module))
+        senders = {int(key.split("/")[1]) for key in memory if key.startswith("theirs/")} - {client}
+        chosen = sorted(senders, key=lambda c: (c < client, c))[:most]
+        theirs = [_unpacked(memory, f"theirs/{other}/", like) for other in chosen]
         filled = dict(module)
         for prefix, layer in _layers(module):
             filled[f"{prefix}.adaptive"] = self.start * _like(
@@ -100,9 +108,8 @@ class FedWeIT(Method):
                 filled[f"{prefix}.bias"] = _like(module[f"{prefix}.bias"], shared[f"trunk.{layer}.bias"])
             filled[f"{prefix}.threshold"] = torch.full_like(module[f"{prefix}.threshold"], self.sparsity)
             slots = torch.zeros_like(module[f"{prefix}.received"])
-            senders = {int(key.split("/")[1]) for key in memory if key.startswith("theirs/")} - {client}
-            for slot, other in zip(slots, sorted(senders, key=lambda c: (c < client, c)), strict=False):
-                slot.copy_(memory[f"theirs/{other}/{layer}"])
+            for slot, other in zip(slots, theirs, strict=False):
+                slot.copy_(other[layer])
             filled[f"{prefix}.received"] = slots
         return filled
 
@@ -147,21 +154,22 @@ class FedWeIT(Method):
         """Which units were sent; and whose modules are more than a start by now."""
         kept = {key: value for key, value in memory.items() if not key.startswith(("open/", "mine/"))}
         trained = {f"trained/{prefix.split('.')[1]}": torch.ones((), dtype=torch.bool) for prefix, _ in _layers(params)}
-        return kept | trained | {f"open/{layer}": value.float() for layer, value in self._open(params).items()}
+        return kept | trained | {f"open/{layer}": value for layer, value in self._open(params).items()}
 
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """The weights to hold, at the merged base; and A, to be sent, unless the hospital sat out the whole task."""
         kept = {key: value for key, value in memory.items() if not key.startswith(("open/", "mine/"))}
         if f"trained/{ctx.task.id}" not in memory:
             return kept
+        mine: Params = {}
         for prefix, layer in _layers(params):
             if prefix.split(".")[1] == ctx.task.id:
                 adaptive, base = params[f"{prefix}.adaptive"].detach(), params[f"trunk.{layer}.weight"].detach()
                 gate = torch.sigmoid(params[f"{prefix}.logits"].detach())
                 kept[f"gate/{ctx.task.id}/{layer}"] = gate
                 kept[f"held/{ctx.task.id}/{layer}"] = base * _rows(gate, base) + adaptive
-                kept[f"mine/{ctx.client}/{layer}"] = pruned(adaptive, self.sparsity)
-        return kept
+                mine[layer] = pruned(adaptive, self.sparsity)
+        return kept | _packed(mine, f"mine/{ctx.client}/")
 
     def upload(self, memory: Memory) -> Memory:
         """After a round, the mask of what was sent; after a task, A."""
@@ -181,7 +189,9 @@ class FedWeIT(Method):
         shares: Memory = {}
         for weight, upload in masks:
             for key in (key for key in upload if key.startswith("open/")):
-                shares[key] = shares.get(key, torch.zeros_like(upload[key])) + upload[key] * (weight / total)
+                shares[key] = shares.get(key, torch.zeros_like(upload[key], dtype=torch.float32)) + upload[key] * (
+                    weight / total
+                )
         return shares, news
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
@@ -226,6 +236,23 @@ def _held(ctx: Context, layer: str, params: Params, memory: Memory) -> _Held:
         if name in params and held in memory:
             found.append((name, _rows(memory[f"gate/{task.id}/{layer}"], memory[held]), memory[held]))
     return found
+
+
+def _packed(layers: Params, prefix: str) -> Memory:
+    """All layers' sparse weights as one vector's values and places.
+
+    Always both, empty places where all entries are there: what comes later, by the same names, takes the place of both.
+    """
+    entries = flat.joined(layers)
+    found = {flat.PLACES: torch.zeros(0, dtype=torch.int32)} | flat.sparse(entries, entries.nonzero()[:, 0])
+    return {f"{prefix}{key}": value for key, value in found.items()}
+
+
+def _unpacked(memory: Memory, prefix: str, like: Params) -> Params:
+    """The reverse, by layer, like `like`."""
+    found = {key.removeprefix(prefix): value for key, value in memory.items() if key.startswith(prefix)}
+    device = next(iter(like.values())).device
+    return flat.parted(flat.dense(found, flat.count(like), device), like)
 
 
 def _rows(units: Tensor, like: Tensor) -> Tensor:

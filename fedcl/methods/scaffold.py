@@ -1,10 +1,12 @@
 """SCAFFOLD: each client's steps are corrected by how its gradients differ from everybody's.
 
 Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1: g ← g − c_i + c, and after K steps of rate η (option II)
-c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + (1/N) Σ (c_i⁺ − c_i). Option II is derived for plain SGD: with
-momentum m the same number of steps moves 1 / (1 − m) as far, by which it is divided here; Adam is refused. On what
-tasks share, whose control variates begin anew with each task. Works with the task known or not; keeps two copies of
-the trunk; sends one more, and gets one.
+c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + (1/N) Σ (c_i⁺ − c_i). Option II is derived for plain SGD. With
+momentum m, the k-th step from rest along one gradient g moves by η (1 − m^k) / (1 − m) g, so a round that starts from
+rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the optimiser's state is kept between rounds, by what
+that comes to in the long run, K η / (1 − m); the first rounds then read as less than they were. Adam is refused. On
+what tasks share, whose control variates begin anew with each task. Works with the task known or not; keeps two copies
+of the trunk; sends one more, and gets one.
 
 References:
     Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. SCAFFOLD: Stochastic Controlled Averaging for Federated
@@ -30,16 +32,20 @@ class Scaffold(Method):
     Attributes:
         strength: share of the correction c − c_i that is used, in [0, 1]; 0 is plain averaging.
         momentum: the optimiser's, so that a round's move can be read as gradients; must be `train.momentum`.
+        reset: when the optimiser comes to rest, for the same reason; must be `train.reset`, unless momentum is 0.
     """
 
     strength: float = 1.0
     momentum: float = 0.9
+    reset: Literal["round", "task", "never"] = "round"
     sends: ClassVar[Literal["task", "round"]] = "round"
     records: ClassVar[Literal["none"]] = "none"
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1 or not 0 <= self.momentum < 1:
             raise ValueError(f"strength = {self.strength} must be in [0, 1], momentum = {self.momentum} in [0, 1)")
+        if self.reset not in ("round", "task", "never"):
+            raise ValueError(f"reset = {self.reset!r} must be one of round, task, never")
 
     def unfit(self, config: Config) -> str:
         """Control variates are read off the steps of SGD."""
@@ -47,6 +53,8 @@ class Scaffold(Method):
             return "reads gradients off the steps: train.optimizer must be 'sgd'"
         if config.train.momentum != self.momentum:
             return f"needs methods.scaffold.momentum = {config.train.momentum}, as train.momentum is"
+        if self.momentum and config.train.reset != self.reset:
+            return f"needs methods.scaffold.reset = {config.train.reset!r}, as train.reset is"
         return ""
 
     def hooks(self) -> frozenset[str]:
@@ -69,7 +77,7 @@ class Scaffold(Method):
     def end_round(self, ctx: Context, params: Params, memory: Memory) -> Memory:
         """The new c_i⁺, and what of it the server has to add to c."""
         kept = dict(memory)
-        rate = ctx.step * ctx.lr / (1 - self.momentum)
+        rate = ctx.lr * self._reach(ctx.step)
         for name, value in params.items():
             if role(name) in ("", "shared"):
                 everybody = memory.get(f"all/{name}", torch.zeros_like(value))
@@ -77,6 +85,12 @@ class Scaffold(Method):
                 kept[f"own/{name}"] = own - everybody + (ctx.start[name] - value.detach()) / rate
                 kept[f"news/{name}"] = (kept[f"own/{name}"] - own) / ctx.clients
         return kept
+
+    def _reach(self, steps: int) -> float:
+        """How far K steps go along a constant gradient, in units of η g."""
+        m = self.momentum
+        late = m * (1 - m**steps) / (1 - m) if self.reset == "round" else 0.0  # Σ m^k: what starting from rest costs
+        return (steps - late) / (1 - m)
 
     def upload(self, memory: Memory) -> Memory:
         """(c_i⁺ − c_i) / N."""

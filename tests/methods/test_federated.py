@@ -7,7 +7,8 @@ import torch
 from contexts import Linear, context
 from small import model
 
-from fedcl.config import Config
+from fedcl import optimizers
+from fedcl.config import Config, Train
 from fedcl.contracts import Batch, FedclError, Moment
 from fedcl.methods import build
 from fedcl.methods.fedprox import FedProx
@@ -51,6 +52,36 @@ def test_scaffold_begins_anew_with_a_task():
     assert memory[f"news/{W}"].item() == pytest.approx((2.0 - 0.5) / 2)
 
 
+def _steps(momentum, steps, rest, gradient=2.0):
+    """What SCAFFOLD reads of `steps` steps along one gradient by torch's SGD, after `rest` steps before the round."""
+    reset = "never" if rest else "round"
+    weight, train = torch.nn.Parameter(torch.tensor([1.0])), Train(momentum=momentum, reset=reset)
+    optimizer = optimizers.build(train, [weight], lr=0.1)
+    weight.grad = torch.tensor([gradient])
+    for done in range(rest + steps):
+        if done == rest:
+            start = {W: weight.detach().clone()}
+        optimizer.step()
+    ctx = context(Linear(), start=start, lr=0.1, step=steps)
+    return Scaffold(momentum=momentum, reset=reset).end_round(ctx, {W: weight}, {})[f"own/{W}"].item()
+
+
+@pytest.mark.parametrize("rest", [0, 200])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 4, 10, 40])
+def test_scaffold_reads_a_constant_gradient_as_itself(steps, momentum, rest):
+    """From rest with each round; and where the state is kept, once momentum has come up."""
+    assert _steps(momentum, steps, rest) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_scaffold_reads_the_first_rounds_of_a_kept_state_as_less():
+    """K = 2, m = ½: 1 + 1.5 of the 2 · 2 that it takes them for."""
+    weight = {W: torch.tensor([1.0 - 0.1 * 2.5])}
+    ctx = context(Linear(), start=_w(1.0), lr=0.1, step=2)
+    own = Scaffold(momentum=0.5, reset="task").end_round(ctx, weight, {})[f"own/{W}"]
+    assert own.item() == pytest.approx(2.5 / 4)
+
+
 def test_scaffolds_control_variates_are_mean_gradients_with_momentum_too(run):
     """Summed over hospitals the corrections vanish: c is the mean of all c_i."""
     from safetensors.torch import load_file
@@ -64,11 +95,22 @@ def test_scaffolds_control_variates_are_mean_gradients_with_momentum_too(run):
     torch.testing.assert_close(own.mean(0), memories[0][f"scaffold/all/{name}"], rtol=1e-4, atol=1e-7)
 
 
-def test_scaffold_needs_sgd_and_its_momentum():
+def test_scaffold_needs_sgd_and_to_know_its_momentum_and_when_it_rests():
     with pytest.raises(FedclError, match="optimizer"):
         build(Config.model_validate({"method": "scaffold", "train": {"optimizer": "adam"}}))
     with pytest.raises(FedclError, match=r"momentum = 0\.5"):
         build(Config.model_validate({"method": "scaffold", "train": {"momentum": 0.5}}))
+    with pytest.raises(FedclError, match=r"scaffold\.reset = 'task'"):
+        build(Config.model_validate({"method": "scaffold", "train": {"reset": "task"}}))
+    build(
+        Config.model_validate(
+            {"method": "scaffold", "methods": {"scaffold": {"reset": "task"}}, "train": {"reset": "task"}}
+        )
+    )
+    plain = {"scaffold": {"momentum": 0.0}}
+    build(Config.model_validate({"method": "scaffold", "methods": plain, "train": {"momentum": 0.0, "reset": "never"}}))
+    with pytest.raises(ValueError, match="reset = 'daily'"):
+        Scaffold(reset="daily")
 
 
 class Layers(torch.nn.Module):

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from fedcl.config import Model
 from fedcl.contracts import Batch, Job, Moment, Step
 from fedcl.methods import Combination
-from fedcl.methods.fedweit import FedWeIT
+from fedcl.methods.fedweit import FedWeIT, _packed, _unpacked
 from fedcl.models import dynamic_net
 
 GATE = "gates.t0.trunk.layers-0"
@@ -161,8 +161,8 @@ def test_the_server_averages_over_those_that_sent():
     """Unit 0 came of 3 of 4 samples: a mean over all of 3 is one of 4; unit 1 of nobody stays; unit 2 of all."""
     method = FedWeIT()
     uploads = [
-        (3.0, {"open/layers.0": torch.tensor([1.0, 0.0, 1.0])}),
-        (1.0, {"open/layers.0": torch.tensor([0.0, 0.0, 1.0])}),
+        (3.0, {"open/layers.0": torch.tensor([True, False, True])}),
+        (1.0, {"open/layers.0": torch.tensor([False, False, True])}),
     ]
     shares, news = method.server({}, {}, uploads)
     assert shares["open/layers.0"].tolist() == [0.75, 0.0, 1.0]
@@ -175,6 +175,7 @@ def test_the_server_averages_over_those_that_sent():
 
 
 def test_what_is_sent_of_a_task_has_exact_zeros():
+    """Of A = ((0.1, -0.001), (0, 1)) the last entry, the fourth: one bit an entry says so in a byte."""
     net = _net()
     _example(net)
     ctx, method = context(net), FedWeIT(sparsity=0.1)
@@ -182,10 +183,14 @@ def test_what_is_sent_of_a_task_has_exact_zeros():
     assert method.upload(method.end_task(ctx, params, NOTHING, {})) == {}  # it sat the task out
     memory = method.end_task(ctx, params, NOTHING, method.end_round(ctx, params, {}))
     sent = method.upload(memory)
-    assert {name: value.tolist() for name, value in sent.items()} == {"mine/0/layers.0": [[0.0, 0.0], [0.0, 1.0]]}
+    assert {name: value.tolist() for name, value in sent.items()} == {
+        "mine/0/values": [1.0],
+        "mine/0/places": [0b00010000],
+    }
     torch.testing.assert_close(memory["held/t0/layers.0"], torch.tensor([[0.6, 0.999], [0.75, 2.0]]))
     again = method.upload(method.end_round(ctx, params, memory))
     assert set(again) == {"open/layers.0"}  # once a task
+    assert again["open/layers.0"].dtype == torch.bool  # a byte a unit
 
 
 def _fresh(client, memory):
@@ -196,27 +201,54 @@ def _fresh(client, memory):
 
 
 def test_a_new_module_begins_with_others_knowledge_and_never_its_own():
-    knowledge = {f"theirs/{client}/layers.0": torch.full((2, 2), float(client)) for client in range(4)}
+    knowledge = {}
+    for client in range(4):
+        knowledge |= _packed({"layers.0": torch.full((2, 2), float(client))}, f"theirs/{client}/")
     for client, others in {0: [1.0, 2.0], 1: [2.0, 3.0], 2: [3.0, 0.0], 3: [0.0, 1.0]}.items():
         module, shared = _fresh(client, knowledge)
         assert module[f"{GATE}.received"][:, 0, 0].tolist() == others
     assert torch.equal(module[f"{GATE}.adaptive"], 0.5 * shared["trunk.layers.0.weight"])
     assert torch.equal(module[f"{GATE}.bias"], shared["trunk.layers.0.bias"])
     torch.testing.assert_close(module[f"{GATE}.threshold"], torch.tensor(0.001))
-    alone, _ = _fresh(2, {"theirs/2/layers.0": torch.ones(2, 2)})
+    alone, _ = _fresh(2, _packed({"layers.0": torch.ones(2, 2)}, "theirs/2/"))
     assert not alone[f"{GATE}.received"].any()
 
 
+LAYERS = {"layers.0": torch.tensor([[0.5, -2.0], [0.25, 1.0]]), "convs.1": torch.arange(1.0, 97.0).view(3, 4, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("kept", "most"),
+    [
+        (1.0, 4 * 100),  # all of them, without places
+        (0.5, 4 * 50 + 13),  # half, and a bit for each of 100
+        (0.02, 8 * 2),  # two, and where they are
+        (0.0, 0),
+    ],
+)
+def test_sparse_weights_travel_as_few_bytes_and_come_back(kept, most):
+    """Two layers of 4 and 96 weights, of which the largest stay."""
+    least = torch.cat([value.abs().flatten() for value in LAYERS.values()]).sort(descending=True).values
+    floor = least[int(kept * 100)] if kept < 1 else 0.0
+    layers = {name: value * (value.abs() > floor) for name, value in LAYERS.items()}
+    packed = _packed(layers, "theirs/3/")
+    assert sum(value.nbytes for value in packed.values()) == most
+    other = _packed({"layers.0": torch.ones(1)}, "theirs/30/")
+    found = _unpacked(other | packed, "theirs/3/", LAYERS)
+    assert found.keys() == LAYERS.keys()
+    assert all(torch.equal(found[name], layers[name]) for name in LAYERS)
+
+
 def test_the_server_keeps_the_latest_of_each_hospital():
+    """Also where what came first was sparse and what came later is not, or the other way round."""
     method = FedWeIT()
-    first = [(1.0, {"mine/0/layers.0": torch.ones(2)}), (1.0, {"mine/1/layers.0": torch.zeros(2)})]
-    news = (
-        method.server({}, {}, first)[1] | method.server({}, {}, [(1.0, {"mine/0/layers.0": torch.full((2,), 7.0)})])[1]
-    )
-    assert {name: value[0].item() for name, value in news.items()} == {
-        "theirs/0/layers.0": 7.0,
-        "theirs/1/layers.0": 0.0,
-    }
+    sparse, full = torch.zeros(40).index_fill(0, torch.tensor([7]), 3.0), torch.arange(1.0, 41.0)
+    first = [(1.0, _packed({"layers.0": sparse}, "mine/0/")), (1.0, _packed({"layers.0": full}, "mine/1/"))]
+    later = [(1.0, _packed({"layers.0": full}, "mine/0/")), (1.0, _packed({"layers.0": sparse}, "mine/1/"))]
+    news = method.server({}, {}, first)[1] | method.server({}, {}, later)[1]
+    found = [_unpacked(news, f"theirs/{client}/", {"layers.0": full})["layers.0"] for client in (0, 1)]
+    assert torch.equal(found[0], full)
+    assert torch.equal(found[1], sparse)
     assert method.receive(news, {"held/t0/layers.0": torch.ones(1)}).keys() == {"held/t0/layers.0", *news}
 
 
@@ -226,6 +258,3 @@ def test_of_an_earlier_task_only_its_own_weights_move():
     moving = ["trunk.layers.0.weight", "gates.t1.trunk.layers-0.logits", "tasks.t1.out.bias", f"{GATE}.adaptive"]
     still = [f"{GATE}.logits", f"{GATE}.attention", f"{GATE}.bias", "tasks.t0.out.bias", "gates.t0.logits"]
     assert [method.moves(name, job) for name in moving + still] == [True] * 4 + [False] * 5
-
-
-# ── a whole federation ───────────────────────────────────────────────────────────────────────────────────────────

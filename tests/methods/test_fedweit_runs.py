@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import pytest
@@ -11,6 +12,7 @@ from small import BASE, merged
 
 from fedcl.config import Config
 from fedcl.contracts import FedclError
+from fedcl.methods.fedweit import _unpacked
 from fedcl.runtime import wire
 from fedcl.simulation import simulate
 
@@ -29,7 +31,9 @@ def test_modules_hold_what_the_others_sent(run):
     for client, memory in enumerate(memories):
         first, last = (memory[f"own/gates.t{task}.trunk.layers-0.received"] for task in (0, 2))
         assert not first.any()
-        others = [memory[f"fedweit/theirs/{(client + k) % 3}/layers.0"] for k in (1, 2)]
+        like = {f"layers.{k}": memory[f"own/gates.t2.trunk.layers-{k}.adaptive"] for k in (0, 1)}
+        theirs = [_unpacked(memory, f"fedweit/theirs/{(client + k) % 3}/", like) for k in (1, 2)]
+        others = [layers["layers.0"] for layers in theirs]
         assert torch.equal(last, torch.stack([*others, torch.zeros_like(others[0])]))
         assert memory["own/gates.t2.trunk.layers-0.attention"][:2].all()
         assert not memory["own/gates.t2.trunk.layers-0.attention"][2]
@@ -50,7 +54,7 @@ def test_a_third_of_the_units_is_not_sent_and_knowledge_is_sparse(run, monkeypat
 
     def spy(update):
         moved.extend(value.clone() for name, value in update.arrays.items() if name == "trunk.layers.0.weight")
-        sent.extend(value for name, value in update.extras.items() if "/mine/" in name)
+        sent.extend(len(value) for name, value in update.extras.items() if re.search("/mine/./values", name))
         assert not any(name.startswith(("gates.", "tasks.")) for name in update.arrays if update.weight)
         return encode(update)
 
@@ -58,9 +62,20 @@ def test_a_third_of_the_units_is_not_sent_and_knowledge_is_sparse(run, monkeypat
     run("run", method="fedweit", methods={"fedweit": {"closed": 0.3, "sparsity": 0.03}})
     assert len(moved) == 3 * 3 * 2
     assert all(int((value == 0).all(1).sum()) >= 4 for value in moved)  # ⌊0.3 · 16⌋
-    assert len(sent) == 3 * 3 * 2  # hospitals × tasks × layers
-    assert min(float((value == 0).double().mean()) for value in sent) > 0.3
-    assert all(value.any() for value in sent)
+    assert len(sent) == 3 * 3  # hospitals × tasks
+    assert 0 < min(sent) <= max(sent) < 0.7 * (12 * 16 + 16 * 16)
+
+
+def test_bytes_fall_as_knowledge_gets_sparser(run):
+    """With λ1 above all of 448 weights, none goes up for 9 tasks, nor down to 3 hospitals for 6 of them."""
+    up, down = {}, {}
+    for sparsity in (0.0, 0.03, 99.0):
+        result = run(f"run{sparsity}", method="fedweit", methods={"fedweit": {"sparsity": sparsity}})
+        up[sparsity], down[sparsity] = result.bytes_up, result.bytes_down
+    assert up[0.0] > up[0.03] > up[99.0]
+    assert down[0.0] > down[0.03] > down[99.0]
+    assert up[0.0] - up[99.0] == 9 * 4 * 448
+    assert down[0.0] - down[99.0] == 3 * 6 * 4 * 448
 
 
 @pytest.mark.parametrize("step", ["proximal", "explicit"])

@@ -1,4 +1,7 @@
-"""All deltas of an update as one vector, in the order of their names, and a few places in it as few bytes."""
+"""Many arrays as one vector, in the order of their names, and a few places in it as few bytes.
+
+What rules of compression write of an update, and methods of what they send beside it.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +49,15 @@ def sparse(flat: Tensor, index: Tensor) -> dict[str, Tensor]:
 
 
 def dense(sent: Mapping[str, Tensor], total: int, device: torch.device) -> Tensor:
-    """The reverse of `sparse`: [P], zero elsewhere.
+    """The reverse of `sparse`: [P], zero elsewhere. Where all entries were sent, places are missing or empty.
 
     Raises:
         ValueError: places are not what `sparse` writes, or values do not fit them.
     """
     only(sent, VALUES, PLACES)
-    if PLACES not in sent:
-        return vector(sent, VALUES, torch.float32, total).to(device)
     values = vector(sent, VALUES, torch.float32)
+    if PLACES not in sent or (len(values) == total and not sent[PLACES].numel()):
+        return vector(sent, VALUES, torch.float32, total).to(device)
     index = _index(sent[PLACES], total)
     if len(index) != len(values):
         raise ValueError(f"{len(values)} values for {len(index)} places")
