@@ -43,9 +43,12 @@ def merged(
 
 
 def modules(config: Config, net: DynamicNet, params: Params, tasks: Iterable[Task]) -> Params:
-    """New tasks' modules as everybody starts them, behind a group's trunk as it is now; nothing in a fixed net."""
+    """New tasks' modules as everybody starts them, behind a group's trunk as it is now.
+
+    Nothing where the net keeps its size, or where tasks share a head and so have nothing of their own.
+    """
     new = [task for task in tasks if not any(role(name) == task.id for name in params)]
-    if config.model.growth == "none" or not new:
+    if config.model.growth == "none" or config.model.heads != "task" or not new:
         return {}
     shaped = copy.deepcopy(net)
     structure.resize(shaped, params)

@@ -37,7 +37,7 @@ class Layer:
     kind: Kind
     rows: tuple[Axis, ...]  # the first is the weight
     columns: tuple[Axis, ...] = ()
-    features: int = 0  # of the trunk's output that a unit makes; 0 where later layers of the trunk read it
+    features: int = 0  # of what tasks' own modules read that a unit makes; 0 where `columns` say all who read it
 
     @property
     def mask(self) -> str:

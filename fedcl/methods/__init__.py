@@ -35,6 +35,8 @@ def build(config: Config) -> Combination:
         )
     if rules and (fixed := [name for name, part in parts.items() if not part.resizes]):
         raise FedclError(f"method {fixed[0]} keeps directions of a net of one size; take model.growth = 'none'")
+    if rules and config.model.heads != "task" and config.model.masks == "slices":
+        raise FedclError("model.masks = 'slices' with growth needs a module per task; take model.heads = 'task'")
     for name in rules:  # last: what the methods say of the merged model is what grows
         parts[name.replace("-", "_")] = plugins.make("growth", name, config.growth.get(name, {}))
     _together(parts)

@@ -72,6 +72,23 @@ def _only_new(value, old):
     return noise
 
 
+@pytest.mark.parametrize("heads", ["shared", "domain"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "maps", "vit"])
+def test_growth_behind_a_head_that_tasks_share_changes_no_answer(name, heads):
+    torch.manual_seed(0)
+    net = dynamic_net.build(TRUNKS[name].model_copy(update={"heads": heads, "masks": "none"}), SHAPE, 4).eval()
+    net.add_task("t0", 2, 5)
+    x, wider, layers = torch.rand(6, *SHAPE), net.state_dict(), net.growable(["t0"])
+    for layer in layers:
+        wider = structure.widen(wider, layer, 3, ["t0"], torch.Generator().manual_seed(1))
+    grown = _grown(net, wider)
+    assert all(layer.units(wider) == layer.units(net.state_dict()) + 3 for layer in layers)
+    torch.testing.assert_close(grown(x, "t0"), net(x, "t0"), rtol=0, atol=1e-6)
+    for layer in layers:  # and each new unit is read by somebody
+        moved = wider | {axis.name: torch.randn_like(wider[axis.name]) for axis in layer.columns}
+        assert not torch.allclose(_grown(net, moved)(x, "t0"), net(x, "t0"), atol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_what_was_added_can_be_taken_away(name, place):
     net = _net(TRUNKS[name])

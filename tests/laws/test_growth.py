@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small import merged, model
 
 from fedcl import federation as federations
+from fedcl import growing
 from fedcl.client import Client
 from fedcl.config import Config
 from fedcl.defaults import fill
@@ -78,6 +79,40 @@ def test_old_tasks_answers_keep_every_bit(run, small, rule, kept, monkeypatch):
         assert torch.equal(nets[stage](x, task), nets[2](x, task)) == kept
 
 
+def _at_growth(monkeypatch, small, changes):
+    """For each growth of a run to come: by task, whether it is current, and how far its answers moved there."""
+    moved, merge = [], growing.merged
+
+    def merge_and_compare(method, moment, net, group, before):
+        params = group.params
+        changed = merge(method, moment, net, group, before)
+        if changed:
+            old, new = (restore(config, hospitals, held) for held in (params, group.params))
+            known = [task for task in (*moment.past, *moment.current) if old.has(task)]
+            far = {task: (old(x, task) - new(x, task)).abs().max().item() for task in known}
+            moved.append({task: (task in moment.current, distance) for task, distance in far.items()})
+        return changed
+
+    config = fill(small(**changes))
+    hospitals = federations.build(config)
+    x = torch.rand(16, *hospitals.shape)
+    monkeypatch.setattr(growing, "merged", merge_and_compare)
+    return moved
+
+
+@pytest.mark.parametrize("heads", ["shared", "domain"])
+@pytest.mark.parametrize("rule", ["threshold", "progressive"])
+def test_the_trunk_grows_behind_a_head_that_all_tasks_share(run, small, rule, heads, monkeypatch):
+    changes = _growing(rule, model={"heads": heads}, method="ewc", stream={"tasks": 2, "kind": "domain"})
+    moved = _at_growth(monkeypatch, small, changes)
+    result = run("together", **changes)
+    assert len(moved) == 2
+    assert all(distance <= 1e-6 for each in moved for _, distance in each.values())
+    final = model(result)
+    assert final["tasks.shared.out.weight"].shape[1] == len(final["trunk.layers.1.weight"]) == 16 + 2 * 16
+    assert not math.isnan(result.metrics["average_accuracy"])
+
+
 def test_nets_grow_apart_where_modules_stay(run):
     """Each hospital's own loss decides on its own module; the trunk stays one for all."""
     options = RULES["threshold"] | {"where": "module", "ratio": 0.05, "patience": 1}
@@ -110,6 +145,9 @@ def test_a_grown_net_is_read_back_and_rescored(run):
         ({"growth": {"den": {"units": 3}}}, "does not use"),
         ({"model": {"growth": "den", "name": "cnn"}, "train": {"rounds": 2}}, "four steps"),
         ({"model": {"growth": "prune", "heads": "shared"}}, "heads"),
+        ({"model": {"heads": "shared"}}, "where = 'trunk'"),  # by default it widens modules
+        ({"model": {"heads": "shared", "masks": "slices"}, "growth": {"threshold": {"where": "trunk"}}}, "masks"),
+        ({"model": {"name": "resnet18"}, "growth": {"threshold": {"where": "trunk"}}}, "resnet18"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, says):
