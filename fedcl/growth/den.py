@@ -77,6 +77,8 @@ class DEN(Method):
             return "has a top layer for each task; take model.heads = 'task'"
         if config.model.name not in ("mlp", "cnn"):
             return "follows paths from layer to layer; take model.name = 'mlp' or 'cnn'"
+        if config.model.weight_norm:
+            return "shrinks weights to zero, which model.weight_norm holds as lengths and directions; take false"
         if config.federation.merger == "personal":
             return "selects at the server, but federation.merger = 'personal' leaves modules at their hospitals"
         return "" if config.train.rounds >= 4 else "has four steps in a stage; take train.rounds of at least 4"

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from small import merged, model
 
 from fedcl import federation as federations
-from fedcl import growing
+from fedcl import growing, methods
 from fedcl.client import Client
 from fedcl.config import Config
+from fedcl.contracts import FedclError
 from fedcl.defaults import fill
 from fedcl.finish import restore
 from fedcl.rescore import rescore
@@ -142,17 +143,24 @@ def test_a_grown_net_is_read_back_and_rescored(run):
     [
         ({"method": "gpm"}, "one size"),
         ({"method": "hat"}, "both mask"),
+        ({"method": "cumulative"}, "alone"),
         ({"growth": {"den": {"units": 3}}}, "does not use"),
         ({"model": {"growth": "den", "name": "cnn"}, "train": {"rounds": 2}}, "four steps"),
         ({"model": {"growth": "prune", "heads": "shared"}}, "heads"),
         ({"model": {"heads": "shared"}}, "where = 'trunk'"),  # by default it widens modules
         ({"model": {"heads": "shared", "masks": "slices"}, "growth": {"threshold": {"where": "trunk"}}}, "masks"),
+        ({"model": {"growth": "den", "weight_norm": True}, "train": {"rounds": 4}}, "weight_norm"),
+        ({"model": {"growth": "threshold+search"}}, "last units"),
+        ({"model": {"growth": "search+threshold"}, "growth": {"threshold": {"where": "both"}}}, "last units"),
         ({"model": {"name": "resnet18"}, "growth": {"threshold": {"where": "trunk"}}}, "resnet18"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, says):
-    from fedcl import methods
-    from fedcl.contracts import FedclError
-
     with pytest.raises(FedclError, match=says):
         methods.build(Config.model_validate(merged({"model": {"growth": "threshold"}}, **changes)))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("search", "prune")])
+def test_without_validation_samples_nothing_could_decide(run, rule):
+    with pytest.raises(FedclError, match=r"set data\.val"):
+        run(rule, **_growing(rule, data={"val": 0.0}))
