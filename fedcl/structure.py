@@ -81,7 +81,8 @@ def widen(params: Params, layer: Layer, units: int, tasks: Iterable[str], genera
         params: all of a group's.
         layer: which.
         units: how many more, ≥ 0.
-        tasks: current tasks, which see them from now on; to all others they are not there.
+        tasks: current tasks, which see them from now on; to all others they are not there. Units that others got
+            while a task was away stay closed for it: what those say to the next layer would change its answers.
         generator: draws what makes the new units, as a fresh layer's are drawn.
     """
     grown, weight = dict(params), params[layer.rows[0].name]
@@ -101,22 +102,30 @@ def widen(params: Params, layer: Layer, units: int, tasks: Iterable[str], genera
     for axis in layer.columns:
         grown[axis.name] = _longer(grown[axis.name], axis.dim, units * axis.block)
     for task in tasks:
-        grown |= follow(grown, [layer], task)
+        grown |= follow(grown, [layer], task, units)
     return grown
 
 
-def follow(params: Params, layers: Iterable[Layer], task: str) -> Params:
-    """What of a task's module and masks changes so that it sees all that the trunk's layers have now."""
+def follow(params: Params, layers: Iterable[Layer], task: str, last: int | None = None) -> Params:
+    """What of a task's module and masks changes so that they are as long as the trunk's layers are now.
+
+    Args:
+        params: all of a group's.
+        layers: of the trunk.
+        task: whose; without masks of these layers nothing changes.
+        last: of the units that the task has not met, how many it is to use, ≥ 0, the last ones; None opens all.
+    """
     changed: Params = {}
     for layer in layers:
-        mask, _ = masks(task, layer)
+        mask, trains = masks(task, layer)
         if mask not in params:
             continue
         more = layer.units(params) - len(params[mask])
         if more <= 0:
             continue
-        for name in masks(task, layer):
-            changed[name] = _longer(params[name], 0, more, 1.0)
+        missed = 0 if last is None else max(more - last, 0)
+        changed[mask] = _longer(_longer(params[mask], 0, missed), 0, more - missed, 1.0)
+        changed[trains] = _longer(params[trains], 0, more, 1.0)
         if layer.features:
             for name in reader(task, params):
                 changed[name] = _longer(params[name], 1, more * layer.features)

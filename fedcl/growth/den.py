@@ -32,7 +32,7 @@ from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.growth import _den
 from fedcl.models.dynamic_net import DynamicNet
-from fedcl.structure import Layer, drop, masks, widen
+from fedcl.structure import Layer, drop, follow, masks, widen
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class DEN(Method):
         tasks = [task for task in moment.current if masks(task, layers[0])[0] in params]
         if moment.round == 0:
             start = {f"start/{name}": value.clone() for name, value in params.items() if role(name) == ""}
+            for task in tasks:  # of one that is back, masks are as long as the layers are now
+                params = params | follow(params, layers, task, 0)
             value = 1.0 if moment.stage == 0 else 0.0
             return _den.train(params, layers, tasks, value), start
         if moment.stage == 0:
@@ -158,7 +160,8 @@ class DEN(Method):
             for place in range(len(layers) - 1, -1, -1):
                 selected[masks(task, layers[place])[1]] = above.float()
                 if place:
-                    above = _den.used_below(params, layers[place - 1], above)
+                    below = layers[place - 1]
+                    above = _den.used_below(params, below, above) & (params[masks(task, below)[0]] > 0)
         return selected
 
     def _expand(

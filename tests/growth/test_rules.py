@@ -193,6 +193,16 @@ def test_selection_follows_paths_of_non_zero_weights_from_above():
     assert both.nonzero().tolist() == [[2, 1]]
 
 
+def test_selection_leaves_out_what_is_closed_for_the_task():
+    net = _net()
+    params = _den_params(net)
+    params["gates.t1.trunk.layers-0.open"][1] = 0.0
+    fixed, state = DEN().merged(_moment(net, 1, 0), {}, params, {})
+    chosen, _ = DEN().merged(_moment(net, 1, 2), fixed, fixed, state)
+    assert chosen["gates.t1.trunk.layers-1.trains"].tolist() == [0, 0, 1]
+    assert chosen["gates.t1.trunk.layers-0.trains"].tolist() == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("closed", ["weights", "gate"])
 def test_a_path_begins_at_the_tasks_output(closed):
     params, layer = _den_params(_net()), _net().growable(())[1]

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
-from fedcl import structure
+from fedcl import own, structure
 from fedcl.config import Model
+from fedcl.contracts import Job
 from fedcl.extract import extract
 from fedcl.models import dynamic_net
 
@@ -45,6 +46,8 @@ def _layers(net):
 
 CASES = [(name, place) for name, model in TRUNKS.items() for place in range(len(_layers(_net(model))))]
 
+TRUNK_CASES = [(name, place) for name, place in CASES if place < len(_net(TRUNKS[name]).growable(()))]
+
 
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_growth_changes_no_answer(name, place):
@@ -70,6 +73,40 @@ def _only_new(value, old):
     noise = torch.rand_like(value)
     noise[tuple(slice(size) for size in old)] = 0
     return noise
+
+
+@pytest.mark.parametrize(("name", "place"), TRUNK_CASES)
+def test_a_task_that_is_back_grows_without_the_units_that_others_got(name, place):
+    net, x = _net(TRUNKS[name]), torch.rand(6, *SHAPE)
+    layer, draws = net.growable(())[place], torch.Generator().manual_seed(1)
+    wider = structure.widen(net.state_dict(), layer, 3, ["t1"], draws)
+    learned = {  # t1 goes on with what it shares and with its own
+        key: value + 0.3 * torch.randn_like(value) if key.startswith(("trunk.", "tasks.t1.")) else value
+        for key, value in wider.items()
+    }
+    before = _grown(net, learned)
+    back = structure.widen(learned, layer, 2, ["t0"], draws)
+    after = _grown(net, back)
+    assert back[structure.masks("t0", layer)[0]].tolist()[-5:] == [0, 0, 0, 1, 1]
+    torch.testing.assert_close(after(x, "t0"), before(x, "t0"), rtol=0, atol=1e-6)
+    assert torch.equal(after(x, "t1"), before(x, "t1"))
+    opened = back | {structure.masks("t0", layer)[0]: torch.ones(layer.units(back))}
+    if layer.columns:
+        assert not torch.allclose(_grown(net, opened)(x, "t0"), before(x, "t0"), atol=1e-4), "they would be heard"
+
+
+@pytest.mark.parametrize(("flags", "opened"), [(("begin",), 0.0), ((), 1.0)])
+def test_a_module_at_its_hospital_opens_what_came_in_its_stage(flags, opened):
+    net = _net(TRUNKS["mlp"])
+    layers = net.growable(())
+    shared = {name: value for name, value in net.state_dict().items() if name.startswith("trunk.")}
+    memory = {f"own/{name}": value for name, value in net.state_dict().items() if name not in shared}
+    for layer in layers:
+        shared = structure.widen(shared, layer, 3, ["t0"], torch.Generator().manual_seed(1))
+    job = own.bring(Job("train", 1, 0, ("t0",), shared, flags=flags), memory, lambda task: {}, layers)
+    for layer, old in zip(layers, (9, 7), strict=True):
+        assert job.arrays[structure.masks("t0", layer)[0]].tolist() == [1.0] * old + [opened] * 3
+    assert job.arrays["tasks.t0.hidden.weight"].shape == (5, 10)
 
 
 @pytest.mark.parametrize("heads", ["shared", "domain"])

@@ -114,6 +114,31 @@ def test_the_trunk_grows_behind_a_head_that_all_tasks_share(run, small, rule, he
     assert not math.isnan(result.metrics["average_accuracy"])
 
 
+@pytest.mark.parametrize("rule", ["threshold", "progressive"])
+def test_no_answers_move_at_growth_also_of_tasks_that_are_back(run, small, rule, monkeypatch):
+    stream = {"tasks": 2, "schedule": "table", "table": [[0, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 1]]}
+    changes = _growing(rule, method="ewc", stream=stream)
+    moved = _at_growth(monkeypatch, small, changes)
+    run("back", **changes)
+    assert len(moved) == 4
+    assert [each["t0"][0] for each in moved] == [True, False, True, False]
+    for each in moved:
+        for current, distance in each.values():
+            assert distance <= (1e-6 if current else 0.0)
+
+
+def test_units_that_came_while_a_task_was_away_are_closed_for_it(run):
+    """DEN asks for masks of all units; they are there for a task that is back, and leave out what it has not met."""
+    stream = {"tasks": 2, "schedule": "table", "table": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}
+    final = model(run("back", **_growing("den", method="finetune", stream=stream)))
+    open_ = final["gates.t0.trunk.layers-0.open"]
+    assert len(open_) == len(final["trunk.layers.0.weight"])
+    met = final["gates.t1.trunk.layers-0.open"]  # 16 units, those of its stage, and none since
+    assert 16 < len(met) < len(open_)
+    assert open_[16 : len(met)].eq(0).all()
+    assert open_[len(met) :].eq(1).any()
+
+
 def test_nets_grow_apart_where_modules_stay(run):
     """Each hospital's own loss decides on its own module; the trunk stays one for all."""
     options = RULES["threshold"] | {"where": "module", "ratio": 0.05, "patience": 1}
