@@ -1,7 +1,8 @@
 """What of a net can grow, and how tensors follow: a pure function of parameters by name.
 
 Units are only ever appended. So what an earlier task has met of a layer is its first units, the same as before; and
-whatever somebody keeps by parameter (importances, anchors, moments) goes on with zeros for what is new.
+whatever somebody keeps by parameter (importances, anchors, moments) goes on with zeros for what is new. Where units of
+the current stage are taken away, those behind them move up: what is kept of these goes too, and starts from zeros.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 Kind = Literal["units", "heads", "adapter"]
+
+# A rule that takes units away (`drop`) leaves in its state, under this and the layer's name, the first of them.
+LOST = "lost/"
+SAID = "lost-"  # before the number of an announcement of it; no method has a "-" in its name there
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,41 @@ def drop(params: Params, layer: Layer, kept: Tensor, tasks: Iterable[str]) -> Pa
             for name in reader(task, params) if layer.features else ():
                 smaller[name] = select(params[name], 1, index, layer.features)
     return smaller
+
+
+def first(kept: Tensor) -> Tensor:
+    """The place of the first unit that goes, 0-d int64; bool `kept` [units], not all."""
+    return (~kept).nonzero()[0, 0]
+
+
+def ends(params: Mapping[str, Tensor], layer: Layer, units: int, tasks: Iterable[str]) -> Params:
+    """Where so many of a layer's first units end in the tensors that make or read them, for `cut`.
+
+    Args:
+        params: all of a group's.
+        layer: which.
+        units: how many.
+        tasks: whose modules read more than these units.
+
+    Returns:
+        "<tensor>/<dimension, counted from the last: -1>" → the entries there, 0-d int64.
+    """
+    readers = [Axis(name, 1, layer.features) for task in tasks if layer.features for name in reader(task, params)]
+    axes = [axis for axis in (*layer.rows, *layer.columns, *readers) if axis.name in params]
+    return {f"{a.name}/{a.dim - params[a.name].ndim}": torch.tensor(units * a.block) for a in axes}
+
+
+def cut(memory: Params, ends: Mapping[str, Tensor]) -> Params:
+    """What is kept by parameter, without what is behind these ends; `fit` then puts zeros there."""
+    shorter = dict(memory)
+    for place, end in ends.items():
+        name, _, last = place.rpartition("/")
+        dim, length = int(last), int(end)
+        for key, value in shorter.items():
+            there = name in key.split("/") and not key.startswith("own/") and value.ndim >= -dim
+            if there and value.shape[dim] > length:
+                shorter[key] = value.narrow(dim, 0, length).clone()
+    return shorter
 
 
 def fit(memory: Params, params: Mapping[str, Tensor]) -> Params:

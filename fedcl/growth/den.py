@@ -32,7 +32,7 @@ from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.growth import _den
 from fedcl.models.dynamic_net import DynamicNet
-from fedcl.structure import Layer, drop, follow, masks, widen
+from fedcl.structure import LOST, Layer, drop, first, follow, masks, widen
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,10 @@ class DEN(Method):
             short = [task for task in tasks if moment.losses.get(task, 0.0) > self.above]
             params = self._expand(params, layers, tasks, short, moment.generator)
         elif moment.round == starts[2]:
-            params = self._split(self._tidy(params, layers, tasks, state), layers, tasks, state)
+            params, state = self._tidy(params, layers, tasks, state)
+            params = self._split(params, layers, tasks, state)
         elif moment.round == moment.rounds:
-            params = self._tidy(params, layers, tasks, state)
+            params, state = self._tidy(params, layers, tasks, state)
         return params, state
 
     def _starts(self, rounds: int) -> tuple[int, int, int]:
@@ -182,16 +183,16 @@ class DEN(Method):
                 params[name] = fresh
         return params
 
-    def _tidy(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> Params:
-        """Take away new units that the group lasso has emptied, and select again what trains on."""
+    def _tidy(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> tuple[Params, Memory]:
+        """Take away new units that the group lasso has emptied, and say which."""
         for layer in layers:
             weight = layer.rows[0].name
             old, now = len(state[f"start/{weight}"]), len(params[weight])
             kept = params[weight].flatten(1).abs().amax(1) > _den.ZERO
             kept[:old] = True
             if now > old and not bool(kept.all()):
-                params = drop(params, layer, kept, tasks)
-        return params
+                params, state = drop(params, layer, kept, tasks), state | {LOST + layer.name: first(kept)}
+        return params, state
 
     def _split(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> Params:
         """Copies of units that drifted; then all that is selected, and all that is new, trains."""

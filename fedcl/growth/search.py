@@ -23,7 +23,7 @@ from torch import Tensor
 from fedcl import plugins
 from fedcl.config import Config, Masks
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params
-from fedcl.structure import drop, widen
+from fedcl.structure import LOST, drop, first, widen
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Search(Method):
             elif moment.round == self._end(moment.rounds):
                 chosen = torch.ones(len(params[gates]), dtype=torch.bool)
                 chosen[-self.candidates :] = torch.sigmoid(params[gates][-self.candidates :]) > self.keep
-                params = drop(params, layer, chosen, ())
+                if not bool(chosen.all()):
+                    params, state = drop(params, layer, chosen, ()), state | {LOST + layer.name: first(chosen)}
         return params, state
 
     def _end(self, rounds: int) -> int:

@@ -185,3 +185,38 @@ def test_what_is_kept_by_parameter_follows():
     for same in ("optimizer/trunk.layers.0.weight/step", "own/trunk.layers.0.weight", "replay/x"):
         assert fitted[same] is memory[same]
     assert structure.fit(fitted, params) is fitted
+
+
+def test_what_is_kept_of_units_that_went_and_of_those_behind_starts_anew():
+    """Of 7 units number 4 goes, so that 5 and 6 move up: what was kept of 0 to 3 stays theirs, the rest is zero."""
+    net = _net(Model(name="mlp", options={"hidden": [7, 3]}, expansion_units=5, masks="slices"))
+    first, last = net.growable(())
+    kept = torch.tensor([True] * 4 + [False] + [True] * 2)
+    params = structure.drop(net.state_dict(), first, kept, ["t0", "t1"])
+    of = torch.arange(1.0, 8.0)
+    memory = {
+        "m_t/trunk.layers.0.weight": of[:, None].expand(7, 64).clone(),
+        "si/path/trunk.layers.0.bias": of,
+        "ewc/stack/trunk.layers.1.weight": of.expand(2, 3, 7).clone(),  # with a leading axis of stages
+        "optimizer/trunk.layers.0.weight/step": torch.tensor(7.0),
+        "residual/trunk.layers.1.bias": torch.ones(3),
+    }
+    cut = structure.cut(memory, structure.ends(params, first, int(structure.first(kept)), ["t0", "t1"]))
+    fitted = structure.fit(cut, params)
+    left = [1, 2, 3, 4, 0, 0]
+    assert fitted["m_t/trunk.layers.0.weight"][:, 0].tolist() == left
+    assert fitted["si/path/trunk.layers.0.bias"].tolist() == left
+    assert fitted["ewc/stack/trunk.layers.1.weight"][1, 2].tolist() == left
+    for same in ("optimizer/trunk.layers.0.weight/step", "residual/trunk.layers.1.bias"):
+        assert torch.equal(fitted[same], memory[same])
+    places = structure.ends(params, last, 2, ["t1"])  # of the last layer tasks' modules are the readers
+    assert {place: int(end) for place, end in places.items()} == {
+        "trunk.layers.1.weight/-2": 2,
+        "trunk.layers.1.bias/-1": 2,
+        "tasks.t1.hidden.weight/-1": 2,
+    }
+
+
+def test_a_channel_is_kept_by_its_pixels():
+    net = _net(TRUNKS["maps"])  # 4 channels of 2 × 2 pixels
+    assert int(structure.ends(net.state_dict(), net.growable(())[1], 3, ["t1"])["tasks.t1.hidden.weight/-1"]) == 12

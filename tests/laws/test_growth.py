@@ -139,6 +139,54 @@ def test_units_that_came_while_a_task_was_away_are_closed_for_it(run):
     assert open_[len(met) :].eq(1).any()
 
 
+LOSING = {  # rule → the round of its choice, the first unit that goes there, who reads the units
+    "search": (5, 9, "tasks.t1.out.weight"),
+    "den": (8, 18, "trunk.layers.1.weight"),
+}
+
+
+@pytest.mark.parametrize("rule", LOSING)
+def test_whoever_keeps_something_of_units_that_went_is_told_once(run, rule, monkeypatch):
+    """Half of the hospitals are asked in a round. Momentum, and moments at the server, end before the first."""
+    last, end, name = LOSING[rule]
+    heard, held, said, merge, receive = [], [], [], growing.merged, methods.Combination.receive
+
+    def losing(method, moment, net, group, before):
+        chosen = moment.stage == 1 and moment.round == last
+        if chosen:  # of the new units, from 8 or 16 on, one goes from the middle
+            key, values = ("gates.t1.logits", -9.0) if rule == "search" else ("trunk.layers.0.weight", 0.0)
+            group.params = group.params | {key: group.params[key].index_fill(0, torch.tensor([end]), values)}
+            if rule == "search":
+                group.params[key][-2:] = 9.0
+        changed = merge(method, moment, net, group, before)
+        if chosen:
+            part = "t1" if rule == "search" else ""
+            held.append({key: value.shape[1] for key, value in group.rules[part].items() if key.endswith(name)})
+            said.extend({place.partition("/")[0] for place in group.broadcast})
+        return changed
+
+    def told(self, broadcast, memory):
+        now, key = receive(self, broadcast, memory), f"optimizer/{name}/momentum_buffer"
+        if any(place.partition("/")[0] in said for place in broadcast):
+            heard.append((memory[key].shape[1], now[key].shape[1]) if key in memory else ())
+        return now
+
+    monkeypatch.setattr(growing, "merged", losing)
+    monkeypatch.setattr(methods.Combination, "receive", told)
+    federation = {"clients": 4, "fraction": 0.5, "aggregator": "fedadam", "merger": "fedadam"}
+    options = {"search": {"candidates": 4, "keep": 0.01}, "den": {"split": 99.0, "group": 0.0, "units": 6}}
+    changes = _growing(rule, method="finetune", federation=federation, train={"rounds": 10, "reset": "task"})
+    result = run(rule, **merged(changes, growth={rule: options[rule]}))
+    assert len(said) == len(held) == 1
+    assert held[0]
+    assert all(width == end for width in held[0].values())
+    assert len(heard) == 4  # some of them in the next stage
+    known = [each for each in heard if each]
+    assert all(now == min(before, end) for before, now in known)
+    assert any(before > end for before, _ in known)
+    assert model(result)[name].shape[1] > end
+
+
 def test_nets_grow_apart_where_modules_stay(run):
     """Each hospital's own loss decides on its own module; the trunk stays one for all."""
     options = RULES["threshold"] | {"where": "module", "ratio": 0.05, "patience": 1}
