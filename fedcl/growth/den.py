@@ -81,6 +81,8 @@ class DEN(Method):
             return "shrinks weights to zero, which model.weight_norm holds as lengths and directions; take false"
         if config.federation.merger == "personal":
             return "selects at the server, but federation.merger = 'personal' leaves modules at their hospitals"
+        if config.federation.consolidate_on == "local":
+            return "takes units away after a stage's last round; take federation.consolidate_on = 'merged'"
         return "" if config.train.rounds >= 4 else "has four steps in a stage; take train.rounds of at least 4"
 
     # ── at a hospital ──

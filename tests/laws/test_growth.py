@@ -223,6 +223,10 @@ def test_a_grown_net_is_read_back_and_rescored(run):
         ({"model": {"heads": "shared"}}, "where = 'trunk'"),  # by default it widens modules
         ({"model": {"heads": "shared", "masks": "slices"}, "growth": {"threshold": {"where": "trunk"}}}, "masks"),
         ({"model": {"growth": "den", "weight_norm": True}, "train": {"rounds": 4}}, "weight_norm"),
+        (
+            {"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"consolidate_on": "local"}},
+            "consolidate",
+        ),
         ({"model": {"growth": "threshold+search"}}, "last units"),
         ({"model": {"growth": "search+threshold"}, "growth": {"threshold": {"where": "both"}}}, "last units"),
         ({"model": {"name": "resnet18"}, "growth": {"threshold": {"where": "trunk"}}}, "resnet18"),
