@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fedcl import growing
+from fedcl import growing, structure
 from fedcl.contracts import FedclError, Memory, Params, Task, Update
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.plan import Plan
@@ -122,6 +122,7 @@ class Anatomy:
                 own = _importances(self._store.load(client, state.versions[client]), group.params)
             except FedclError:
                 continue  # whoever needs that memory will say so
+            own = structure.fit(own, group.params)  # who was away holds importances of the net as it was
             sums = {name: sums[name] + value if name in sums else value for name, value in own.items()}
         return {name: value / len(clients) for name, value in sums.items()}
 

@@ -252,7 +252,7 @@ class Method:
         """Server half: before a stage and after each of its rounds, (the merged model's tensors, state) → the same.
 
         `before` are those that the round began with; `state` is what `server` keeps. Tensors may change their shape:
-        the net, and what everybody keeps by parameter, follow.
+        the net, and what everybody keeps by parameter, follow. Who takes units away says so, see `structure.LOST`.
         """
         return params, state
 

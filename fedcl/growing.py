@@ -13,6 +13,7 @@ from fedcl.methods import Combination
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.net import fresh
 from fedcl.state import Group
+from fedcl.structure import Layer
 
 LOSS, COUNT = "validate/loss", "validate/n"
 Told = tuple[Sequence[Task], Mapping[str, float]]  # current tasks of a client that answered, and its metrics
@@ -37,15 +38,39 @@ def merged(
     old = sizes(net, [group.params])
     moment = replace(moment, layers=tuple(layers))
     group.params, state = method.merged(moment, before, group.params, group.method)
-    fitted = structure.fit({k: v for k, v in state.items() if k.partition("/")[0] not in method.growth}, group.params)
-    group.method = state | fitted  # what a rule of growth keeps has the shapes that it was kept in
+    lost = {key: int(value) for key, value in state.items() if key.partition("/")[2].startswith(structure.LOST)}
+    group.method = {key: value for key, value in state.items() if key not in lost}
+    if lost:
+        _forget(group, lost, {layer.name: layer for layer in layers}, method, moment)
+    others = {key: value for key, value in group.method.items() if key.partition("/")[0] not in method.growth}
+    group.method |= structure.fit(others, group.params)  # what a rule of growth keeps has the shapes it was kept in
     return {part: (old[part], size) for part, size in sizes(net, [group.params]).items() if size != old[part]}
 
 
+def _forget(
+    group: Group, lost: Mapping[str, int], layers: Mapping[str, Layer], method: Combination, moment: Moment
+) -> None:
+    """Cut what the group keeps of units that went and of those behind; each hospital is told to when it is asked next.
+
+    `lost` are the first of each layer, by "<rule>/lost/<layer>".
+    """
+    ends: Params = {}
+    for key, units in sorted(lost.items(), key=lambda each: -each[1]):  # where two rules took some, the first counts
+        ends |= structure.ends(group.params, layers[key.split("/", 2)[2]], units, moment.current)
+    others = {key: value for key, value in group.method.items() if key.partition("/")[0] not in method.growth}
+    group.method |= structure.cut(others, ends)
+    group.rules = {part: structure.cut(memory, ends) for part, memory in group.rules.items()}
+    group.broadcast = structure.cut(group.broadcast, ends)
+    group.announce({f"{structure.SAID}{group.announced}/{place}": end for place, end in ends.items()})
+
+
 def modules(config: Config, net: DynamicNet, params: Params, tasks: Iterable[Task]) -> Params:
-    """New tasks' modules as everybody starts them, behind a group's trunk as it is now; nothing in a fixed net."""
+    """New tasks' modules as everybody starts them, behind a group's trunk as it is now.
+
+    Nothing where the net keeps its size, or where tasks share a head and so have nothing of their own.
+    """
     new = [task for task in tasks if not any(role(name) == task.id for name in params)]
-    if config.model.growth == "none" or not new:
+    if config.model.growth == "none" or config.model.heads != "task" or not new:
         return {}
     shaped = copy.deepcopy(net)
     structure.resize(shaped, params)

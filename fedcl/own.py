@@ -23,7 +23,8 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequ
             client has a module for.
         memory: the client's.
         fresh: task → the module that the client starts it with.
-        layers: of the trunk, what can grow: modules to be trained see all that there is now.
+        layers: of the trunk, what can grow. Modules to be trained see what came in this stage; units that came before
+            its first job here, while the task was away, stay closed for it.
     """
     mine = {key.removeprefix(_OWN): value for key, value in memory.items() if key.startswith(_OWN)}
     there = {role(name) for name in mine}
@@ -33,7 +34,7 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequ
         for task in job.tasks:
             mine |= {} if task in there else fresh(task)
             if job.phase == "train":
-                mine |= structure.follow(job.arrays | mine, layers, task)
+                mine |= structure.follow(job.arrays | mine, layers, task, 0 if "begin" in job.flags else None)
         job = replace(job, past=tuple(task for task in job.past if task in there))
     wanted = {*job.tasks, *job.past}
     return replace(job, arrays=job.arrays | {name: value for name, value in mine.items() if role(name) in wanted})

@@ -32,7 +32,7 @@ from fedcl import (
 )
 from fedcl import federation as federations
 from fedcl.config import Config
-from fedcl.contracts import Ask, Event, FedclError, Samples
+from fedcl.contracts import VAL, Ask, Event, FedclError, Samples
 from fedcl.federation import Federation
 from fedcl.models import dynamic_net
 from fedcl.plan import Plan
@@ -118,7 +118,10 @@ def _probe(config: Config, federation: Federation) -> None:
     augment.build(config.data.augment)
     with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
-    protect.build(config, federation, Plan(config, federation, methods.build(config), net.owner), net)
+    method = methods.build(config)
+    if method.watches and not federation.counts()[:, :, VAL].any():
+        raise FedclError("growth is decided by the loss of validation samples, but there are none; set data.val")
+    protect.build(config, federation, Plan(config, federation, method, net.owner), net)
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
 

@@ -1,7 +1,8 @@
 """What of a net can grow, and how tensors follow: a pure function of parameters by name.
 
 Units are only ever appended. So what an earlier task has met of a layer is its first units, the same as before; and
-whatever somebody keeps by parameter (importances, anchors, moments) goes on with zeros for what is new.
+whatever somebody keeps by parameter (importances, anchors, moments) goes on with zeros for what is new. Where units of
+the current stage are taken away, those behind them move up: what is kept of these goes too, and starts from zeros.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 Kind = Literal["units", "heads", "adapter"]
+
+# A rule that takes units away (`drop`) leaves in its state, under this and the layer's name, the first of them.
+LOST = "lost/"
+SAID = "lost-"  # before the number of an announcement of it; no method has a "-" in its name there
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Layer:
     kind: Kind
     rows: tuple[Axis, ...]  # the first is the weight
     columns: tuple[Axis, ...] = ()
-    features: int = 0  # of the trunk's output that a unit makes; 0 where later layers of the trunk read it
+    features: int = 0  # of what tasks' own modules read that a unit makes; 0 where `columns` say all who read it
 
     @property
     def mask(self) -> str:
@@ -81,7 +86,8 @@ def widen(params: Params, layer: Layer, units: int, tasks: Iterable[str], genera
         params: all of a group's.
         layer: which.
         units: how many more, ≥ 0.
-        tasks: current tasks, which see them from now on; to all others they are not there.
+        tasks: current tasks, which see them from now on; to all others they are not there. Units that others got
+            while a task was away stay closed for it: what those say to the next layer would change its answers.
         generator: draws what makes the new units, as a fresh layer's are drawn.
     """
     grown, weight = dict(params), params[layer.rows[0].name]
@@ -101,22 +107,30 @@ def widen(params: Params, layer: Layer, units: int, tasks: Iterable[str], genera
     for axis in layer.columns:
         grown[axis.name] = _longer(grown[axis.name], axis.dim, units * axis.block)
     for task in tasks:
-        grown |= follow(grown, [layer], task)
+        grown |= follow(grown, [layer], task, units)
     return grown
 
 
-def follow(params: Params, layers: Iterable[Layer], task: str) -> Params:
-    """What of a task's module and masks changes so that it sees all that the trunk's layers have now."""
+def follow(params: Params, layers: Iterable[Layer], task: str, last: int | None = None) -> Params:
+    """What of a task's module and masks changes so that they are as long as the trunk's layers are now.
+
+    Args:
+        params: all of a group's.
+        layers: of the trunk.
+        task: whose; without masks of these layers nothing changes.
+        last: of the units that the task has not met, how many it is to use, ≥ 0, the last ones; None opens all.
+    """
     changed: Params = {}
     for layer in layers:
-        mask, _ = masks(task, layer)
+        mask, trains = masks(task, layer)
         if mask not in params:
             continue
         more = layer.units(params) - len(params[mask])
         if more <= 0:
             continue
-        for name in masks(task, layer):
-            changed[name] = _longer(params[name], 0, more, 1.0)
+        missed = 0 if last is None else max(more - last, 0)
+        changed[mask] = _longer(_longer(params[mask], 0, missed), 0, more - missed, 1.0)
+        changed[trains] = _longer(params[trains], 0, more, 1.0)
         if layer.features:
             for name in reader(task, params):
                 changed[name] = _longer(params[name], 1, more * layer.features)
@@ -147,6 +161,41 @@ def drop(params: Params, layer: Layer, kept: Tensor, tasks: Iterable[str]) -> Pa
             for name in reader(task, params) if layer.features else ():
                 smaller[name] = select(params[name], 1, index, layer.features)
     return smaller
+
+
+def first(kept: Tensor) -> Tensor:
+    """The place of the first unit that goes, 0-d int64; bool `kept` [units], not all."""
+    return (~kept).nonzero()[0, 0]
+
+
+def ends(params: Mapping[str, Tensor], layer: Layer, units: int, tasks: Iterable[str]) -> Params:
+    """Where so many of a layer's first units end in the tensors that make or read them, for `cut`.
+
+    Args:
+        params: all of a group's.
+        layer: which.
+        units: how many.
+        tasks: whose modules read more than these units.
+
+    Returns:
+        "<tensor>/<dimension, counted from the last: -1>" → the entries there, 0-d int64.
+    """
+    readers = [Axis(name, 1, layer.features) for task in tasks if layer.features for name in reader(task, params)]
+    axes = [axis for axis in (*layer.rows, *layer.columns, *readers) if axis.name in params]
+    return {f"{a.name}/{a.dim - params[a.name].ndim}": torch.tensor(units * a.block) for a in axes}
+
+
+def cut(memory: Params, ends: Mapping[str, Tensor]) -> Params:
+    """What is kept by parameter, without what is behind these ends; `fit` then puts zeros there."""
+    shorter = dict(memory)
+    for place, end in ends.items():
+        name, _, last = place.rpartition("/")
+        dim, length = int(last), int(end)
+        for key, value in shorter.items():
+            there = name in key.split("/") and not key.startswith("own/") and value.ndim >= -dim
+            if there and value.shape[dim] > length:
+                shorter[key] = value.narrow(dim, 0, length).clone()
+    return shorter
 
 
 def fit(memory: Params, params: Mapping[str, Tensor]) -> Params:

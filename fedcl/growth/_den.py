@@ -56,11 +56,15 @@ def train(params: Params, layers: list[Layer], tasks: list[str], value: float) -
 
 
 def used_by_module(params: Params, task: str, layer: Layer) -> Tensor:
-    """Bool [units]: those of the last layer with a weight to the task's module that is not zero, and open for it."""
+    """Bool [units]: those of the last layer that a path of non-zero weights leads from to the task's output.
+
+    Only what is open for the task is on it, of the module as of the layer.
+    """
     (name,) = reader(task, params)
-    weights = params[name].abs().amax(0)
+    leads = torch.gt(params[f"tasks.{task}.out.weight"].abs().amax(0), ZERO) & (params[f"gates.{task}.mask"] > 0)
+    weights = params[name].abs() * rows(leads, params[name])
     open_ = params[masks(task, layer)[0]] > 0
-    return torch.gt(weights.view(-1, layer.features).amax(1), ZERO) & open_
+    return torch.gt(weights.amax(0).view(-1, layer.features).amax(1), ZERO) & open_
 
 
 def used_below(params: Params, layer: Layer, above: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.growth import _den
 from fedcl.models.dynamic_net import DynamicNet
-from fedcl.structure import Layer, drop, masks, widen
+from fedcl.structure import LOST, Layer, drop, first, follow, masks, widen
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,12 @@ class DEN(Method):
             return "has a top layer for each task; take model.heads = 'task'"
         if config.model.name not in ("mlp", "cnn"):
             return "follows paths from layer to layer; take model.name = 'mlp' or 'cnn'"
+        if config.model.weight_norm:
+            return "shrinks weights to zero, which model.weight_norm holds as lengths and directions; take false"
         if config.federation.merger == "personal":
             return "selects at the server, but federation.merger = 'personal' leaves modules at their hospitals"
+        if config.federation.consolidate_on == "local":
+            return "takes units away after a stage's last round; take federation.consolidate_on = 'merged'"
         return "" if config.train.rounds >= 4 else "has four steps in a stage; take train.rounds of at least 4"
 
     # ── at a hospital ──
@@ -123,6 +127,8 @@ class DEN(Method):
         tasks = [task for task in moment.current if masks(task, layers[0])[0] in params]
         if moment.round == 0:
             start = {f"start/{name}": value.clone() for name, value in params.items() if role(name) == ""}
+            for task in tasks:  # of one that is back, masks are as long as the layers are now
+                params = params | follow(params, layers, task, 0)
             value = 1.0 if moment.stage == 0 else 0.0
             return _den.train(params, layers, tasks, value), start
         if moment.stage == 0:
@@ -133,9 +139,10 @@ class DEN(Method):
             short = [task for task in tasks if moment.losses.get(task, 0.0) > self.above]
             params = self._expand(params, layers, tasks, short, moment.generator)
         elif moment.round == starts[2]:
-            params = self._split(self._tidy(params, layers, tasks, state), layers, tasks, state)
+            params, state = self._tidy(params, layers, tasks, state)
+            params = self._split(params, layers, tasks, state)
         elif moment.round == moment.rounds:
-            params = self._tidy(params, layers, tasks, state)
+            params, state = self._tidy(params, layers, tasks, state)
         return params, state
 
     def _starts(self, rounds: int) -> tuple[int, int, int]:
@@ -156,7 +163,8 @@ class DEN(Method):
             for place in range(len(layers) - 1, -1, -1):
                 selected[masks(task, layers[place])[1]] = above.float()
                 if place:
-                    above = _den.used_below(params, layers[place - 1], above)
+                    below = layers[place - 1]
+                    above = _den.used_below(params, below, above) & (params[masks(task, below)[0]] > 0)
         return selected
 
     def _expand(
@@ -177,16 +185,16 @@ class DEN(Method):
                 params[name] = fresh
         return params
 
-    def _tidy(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> Params:
-        """Take away new units that the group lasso has emptied, and select again what trains on."""
+    def _tidy(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> tuple[Params, Memory]:
+        """Take away new units that the group lasso has emptied, and say which."""
         for layer in layers:
             weight = layer.rows[0].name
             old, now = len(state[f"start/{weight}"]), len(params[weight])
             kept = params[weight].flatten(1).abs().amax(1) > _den.ZERO
             kept[:old] = True
             if now > old and not bool(kept.all()):
-                params = drop(params, layer, kept, tasks)
-        return params
+                params, state = drop(params, layer, kept, tasks), state | {LOST + layer.name: first(kept)}
+        return params, state
 
     def _split(self, params: Params, layers: list[Layer], tasks: list[str], state: Memory) -> Params:
         """Copies of units that drifted; then all that is selected, and all that is new, trains."""

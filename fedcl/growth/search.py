@@ -5,6 +5,7 @@ outgoing weights of zero. Training adds λ Σ_j σ(e_j) c over the candidates, c
 that a unit costs: a gate opens further only where the loss gains more than that (a continuous relaxation of the
 choice, as in DARTS, Liu et al. 2019). After a share `until` of the stage's rounds those below `keep` are taken out of
 the net for good, and the others go on as any unit. The price is paid where the task's loss is: at every hospital.
+Candidates are known by being a module's last units, so no other rule may widen modules.
 
 References:
     Liu, Simonyan, Yang. DARTS: Differentiable Architecture Search. ICLR 2019. arXiv 1806.09055.
@@ -19,9 +20,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedcl import plugins
 from fedcl.config import Config, Masks
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params
-from fedcl.structure import drop, widen
+from fedcl.structure import LOST, drop, first, widen
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Search(Method):
             return "searches for units of a task's module; take model.heads = 'task'"
         if config.federation.merger == "personal":
             return "needs modules at the server, but federation.merger = 'personal' leaves them at their hospitals"
+        if "threshold" in plugins.split(config.model.growth) and (
+            config.growth.get("threshold", {}).get("where", "module") != "trunk"
+        ):
+            return "chooses among a module's last units, which must be its own; take growth.threshold.where = 'trunk'"
         return "" if config.train.rounds > 1 else "chooses in the middle of a stage; take train.rounds of at least 2"
 
     def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:
@@ -75,7 +81,8 @@ class Search(Method):
             elif moment.round == self._end(moment.rounds):
                 chosen = torch.ones(len(params[gates]), dtype=torch.bool)
                 chosen[-self.candidates :] = torch.sigmoid(params[gates][-self.candidates :]) > self.keep
-                params = drop(params, layer, chosen, ())
+                if not bool(chosen.all()):
+                    params, state = drop(params, layer, chosen, ()), state | {LOST + layer.name: first(chosen)}
         return params, state
 
     def _end(self, rounds: int) -> int:

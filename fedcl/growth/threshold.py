@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedcl.config import Masks
+from fedcl.config import Config, Masks
 from fedcl.contracts import Memory, Method, Moment, Params
 from fedcl.growth._stall import Stall
 from fedcl.structure import widen
@@ -45,6 +45,14 @@ class Threshold(Method):
         self._stall()
         if min(self.units, self.limit) < 1 or self.where not in ("module", "trunk", "both"):
             raise ValueError(f"units = {self.units} and limit = {self.limit} must be ≥ 1, where = {self.where!r} known")
+
+    def unfit(self, config: Config) -> str:
+        """There must be something to widen."""
+        if self.where == "module" and config.model.heads != "task":
+            return "widens modules, and tasks that share a head have none; take growth.threshold.where = 'trunk'"
+        if self.where == "trunk" and config.model.name == "resnet18":
+            return "widens no 'resnet18'; take growth.threshold.where = 'module', or model.name = 'mlp', 'cnn' or 'vit'"
+        return ""
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Note the round's losses, and expand where they have stalled."""

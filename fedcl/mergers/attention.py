@@ -20,7 +20,8 @@ from fedcl.contracts import Aggregator, Params
 class Attention(Aggregator):
     """θ_t ← (1 - share) θ_t + share Σ_{s≠t} a_ts θ_s, with a_ts = softmax_s(cos(θ_t, θ_s) / temperature).
 
-    Values are those that have the same name and shape in all modules: not the outputs of tasks of other sizes.
+    Values are those that have the same name and shape in all modules: not the outputs of tasks of other sizes,
+    nor what grew. Where none are left, modules are what their owners' mean makes them.
 
     Attributes:
         share: how much of a module comes from others, in [0, 1); 0 is `weighted`.
@@ -46,6 +47,8 @@ class Attention(Aggregator):
             for inner, name in parts[next(iter(modules))].items()
             if all(inner in own and modules[t][own[inner]].shape == first[name].shape for t, own in parts.items())
         ]
+        if not common:  # modules that grew apart may have nothing of equal shape
+            return modules
         rows = torch.stack([torch.cat([modules[t][own[i]].flatten() for i in common]) for t, own in parts.items()])
         near = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
         weights = (near / self.temperature).fill_diagonal_(-torch.inf).softmax(1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedcl import plugins
+from fedcl import plugins, structure
 from fedcl.config import Config
 from fedcl.contracts import Batch, Context, FedclError, Job, Memory, Method, Moment, Params, Step, role
 
@@ -35,6 +35,8 @@ def build(config: Config) -> Combination:
         )
     if rules and (fixed := [name for name, part in parts.items() if not part.resizes]):
         raise FedclError(f"method {fixed[0]} keeps directions of a net of one size; take model.growth = 'none'")
+    if rules and config.model.heads != "task" and config.model.masks == "slices":
+        raise FedclError("model.masks = 'slices' with growth needs a module per task; take model.heads = 'task'")
     for name in rules:  # last: what the methods say of the merged model is what grows
         parts[name.replace("-", "_")] = plugins.make("growth", name, config.growth.get(name, {}))
     _together(parts)
@@ -141,7 +143,13 @@ class Combination(Method):
         return self._on_memory("end_task", memory, lambda part, own: part.end_task(ctx, params, data, own))
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
-        """Each part's that has news, on its own memory and its own part of the broadcast."""
+        """Each part's that has news, on its own memory and its own part of the broadcast.
+
+        First what all keep by parameter is cut where the server has taken units away, see `structure.cut`.
+        """
+        for key, end in broadcast.items():
+            if key.startswith(structure.SAID):
+                memory = structure.cut(memory, {key.partition("/")[2]: end})
         said = {name: _view(broadcast, name) for name in self.parts}
         changed = {n: p.receive(said[n], own) for n, p, own in self._with("receive", memory) if said[n]}
         return _join(changed, memory)

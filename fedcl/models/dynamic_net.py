@@ -14,6 +14,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import cast, overload
 
 import torch
@@ -27,7 +28,7 @@ from fedcl.contracts import FedclError, role
 from fedcl.models import _masks, _slices
 from fedcl.models._masks import WeightMask, needs_task, own_rows, pruned
 from fedcl.models._weights import load_weights
-from fedcl.structure import Layer
+from fedcl.structure import Axis, Layer
 
 __all__ = ["SHARED", "DynamicNet", "Gate", "SharedHead", "TaskModule", "WeightMask"]
 __all__ += ["build", "close_gates", "load_weights", "needs_task", "own_rows", "pruned"]
@@ -233,10 +234,17 @@ class DynamicNet(nn.Module):
         return _masks.chain(self.trunk)
 
     def growable(self, tasks: Collection[str]) -> tuple[Layer, ...]:
-        """What can grow: the trunk's layers, then the modules of these tasks where each has its own."""
+        """What can grow: the trunk's layers, then the modules of these tasks where each has its own.
+
+        A shared head reads the last of them as a layer reads the one below.
+        """
+        trunk = tuple(layer.under("trunk.") for layer in _slices.layers(self.trunk))
+        if self._shared:
+            reader = f"tasks.{SHARED}.out.weight"
+            reads = [(Axis(reader, 1, layer.features),) if layer.features else layer.columns for layer in trunk]
+            return tuple(replace(layer, columns=c, features=0) for layer, c in zip(trunk, reads, strict=True))
         names = [name for name, _ in self.named_parameters()]
-        own = [] if self._shared else [structure.module(task, names) for task in tasks if task in self.tasks]
-        return (*(layer.under("trunk.") for layer in _slices.layers(self.trunk)), *own)
+        return (*trunk, *(structure.module(task, names) for task in tasks if task in self.tasks))
 
     def by_place(self) -> bool:
         """Whether an output is a class's place in its task, so that the task's identity is not needed."""

@@ -193,6 +193,28 @@ def test_selection_follows_paths_of_non_zero_weights_from_above():
     assert both.nonzero().tolist() == [[2, 1]]
 
 
+def test_selection_leaves_out_what_is_closed_for_the_task():
+    net = _net()
+    params = _den_params(net)
+    params["gates.t1.trunk.layers-0.open"][1] = 0.0
+    fixed, state = DEN().merged(_moment(net, 1, 0), {}, params, {})
+    chosen, _ = DEN().merged(_moment(net, 1, 2), fixed, fixed, state)
+    assert chosen["gates.t1.trunk.layers-1.trains"].tolist() == [0, 0, 1]
+    assert chosen["gates.t1.trunk.layers-0.trains"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("closed", ["weights", "gate"])
+def test_a_path_begins_at_the_tasks_output(closed):
+    params, layer = _den_params(_net()), _net().growable(())[1]
+    params["tasks.t1.hidden.weight"][3, 1] = 0.5
+    assert _den.used_by_module(params, "t1", layer).tolist() == [False, True, True]
+    if closed == "weights":
+        params["tasks.t1.out.weight"][:, 3] = 0.0
+    else:
+        params["gates.t1.mask"][3] = 0.0
+    assert _den.used_by_module(params, "t1", layer).tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize(("loss", "units"), [(0.5, 7), (0.005, 4)])
 def test_it_expands_where_the_loss_is_above(loss, units):
     net = _net()

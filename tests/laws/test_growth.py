@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from small import merged, model
 
 from fedcl import federation as federations
+from fedcl import growing, methods
 from fedcl.client import Client
 from fedcl.config import Config
+from fedcl.contracts import FedclError
 from fedcl.defaults import fill
 from fedcl.finish import restore
 from fedcl.rescore import rescore
@@ -78,6 +80,113 @@ def test_old_tasks_answers_keep_every_bit(run, small, rule, kept, monkeypatch):
         assert torch.equal(nets[stage](x, task), nets[2](x, task)) == kept
 
 
+def _at_growth(monkeypatch, small, changes):
+    """For each growth of a run to come: by task, whether it is current, and how far its answers moved there."""
+    moved, merge = [], growing.merged
+
+    def merge_and_compare(method, moment, net, group, before):
+        params = group.params
+        changed = merge(method, moment, net, group, before)
+        if changed:
+            old, new = (restore(config, hospitals, held) for held in (params, group.params))
+            known = [task for task in (*moment.past, *moment.current) if old.has(task)]
+            far = {task: (old(x, task) - new(x, task)).abs().max().item() for task in known}
+            moved.append({task: (task in moment.current, distance) for task, distance in far.items()})
+        return changed
+
+    config = fill(small(**changes))
+    hospitals = federations.build(config)
+    x = torch.rand(16, *hospitals.shape)
+    monkeypatch.setattr(growing, "merged", merge_and_compare)
+    return moved
+
+
+@pytest.mark.parametrize("heads", ["shared", "domain"])
+@pytest.mark.parametrize("rule", ["threshold", "progressive"])
+def test_the_trunk_grows_behind_a_head_that_all_tasks_share(run, small, rule, heads, monkeypatch):
+    changes = _growing(rule, model={"heads": heads}, method="ewc", stream={"tasks": 2, "kind": "domain"})
+    moved = _at_growth(monkeypatch, small, changes)
+    result = run("together", **changes)
+    assert len(moved) == 2
+    assert all(distance <= 1e-6 for each in moved for _, distance in each.values())
+    final = model(result)
+    assert final["tasks.shared.out.weight"].shape[1] == len(final["trunk.layers.1.weight"]) == 16 + 2 * 16
+    assert not math.isnan(result.metrics["average_accuracy"])
+
+
+@pytest.mark.parametrize("rule", ["threshold", "progressive"])
+def test_no_answers_move_at_growth_also_of_tasks_that_are_back(run, small, rule, monkeypatch):
+    stream = {"tasks": 2, "schedule": "table", "table": [[0, 0, 0], [1, 1, 1], [0, 0, 0], [1, 1, 1]]}
+    changes = _growing(rule, method="ewc", stream=stream)
+    moved = _at_growth(monkeypatch, small, changes)
+    run("back", **changes)
+    assert len(moved) == 4
+    assert [each["t0"][0] for each in moved] == [True, False, True, False]
+    for each in moved:
+        for current, distance in each.values():
+            assert distance <= (1e-6 if current else 0.0)
+
+
+def test_units_that_came_while_a_task_was_away_are_closed_for_it(run):
+    """DEN asks for masks of all units; they are there for a task that is back, and leave out what it has not met."""
+    stream = {"tasks": 2, "schedule": "table", "table": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}
+    final = model(run("back", **_growing("den", method="finetune", stream=stream)))
+    open_ = final["gates.t0.trunk.layers-0.open"]
+    assert len(open_) == len(final["trunk.layers.0.weight"])
+    met = final["gates.t1.trunk.layers-0.open"]  # 16 units, those of its stage, and none since
+    assert 16 < len(met) < len(open_)
+    assert open_[16 : len(met)].eq(0).all()
+    assert open_[len(met) :].eq(1).any()
+
+
+LOSING = {  # rule → the round of its choice, the first unit that goes there, who reads the units
+    "search": (5, 9, "tasks.t1.out.weight"),
+    "den": (8, 18, "trunk.layers.1.weight"),
+}
+
+
+@pytest.mark.parametrize("rule", LOSING)
+def test_whoever_keeps_something_of_units_that_went_is_told_once(run, rule, monkeypatch):
+    """Half of the hospitals are asked in a round. Momentum, and moments at the server, end before the first."""
+    last, end, name = LOSING[rule]
+    heard, held, said, merge, receive = [], [], [], growing.merged, methods.Combination.receive
+
+    def losing(method, moment, net, group, before):
+        chosen = moment.stage == 1 and moment.round == last
+        if chosen:  # of the new units, from 8 or 16 on, one goes from the middle
+            key, values = ("gates.t1.logits", -9.0) if rule == "search" else ("trunk.layers.0.weight", 0.0)
+            group.params = group.params | {key: group.params[key].index_fill(0, torch.tensor([end]), values)}
+            if rule == "search":
+                group.params[key][-2:] = 9.0
+        changed = merge(method, moment, net, group, before)
+        if chosen:
+            part = "t1" if rule == "search" else ""
+            held.append({key: value.shape[1] for key, value in group.rules[part].items() if key.endswith(name)})
+            said.extend({place.partition("/")[0] for place in group.broadcast})
+        return changed
+
+    def told(self, broadcast, memory):
+        now, key = receive(self, broadcast, memory), f"optimizer/{name}/momentum_buffer"
+        if any(place.partition("/")[0] in said for place in broadcast):
+            heard.append((memory[key].shape[1], now[key].shape[1]) if key in memory else ())
+        return now
+
+    monkeypatch.setattr(growing, "merged", losing)
+    monkeypatch.setattr(methods.Combination, "receive", told)
+    federation = {"clients": 4, "fraction": 0.5, "aggregator": "fedadam", "merger": "fedadam"}
+    options = {"search": {"candidates": 4, "keep": 0.01}, "den": {"split": 99.0, "group": 0.0, "units": 6}}
+    changes = _growing(rule, method="finetune", federation=federation, train={"rounds": 10, "reset": "task"})
+    result = run(rule, **merged(changes, growth={rule: options[rule]}))
+    assert len(said) == len(held) == 1
+    assert held[0]
+    assert all(width == end for width in held[0].values())
+    assert len(heard) == 4  # some of them in the next stage
+    known = [each for each in heard if each]
+    assert all(now == min(before, end) for before, now in known)
+    assert any(before > end for before, _ in known)
+    assert model(result)[name].shape[1] > end
+
+
 def test_nets_grow_apart_where_modules_stay(run):
     """Each hospital's own loss decides on its own module; the trunk stays one for all."""
     options = RULES["threshold"] | {"where": "module", "ratio": 0.05, "patience": 1}
@@ -107,14 +216,28 @@ def test_a_grown_net_is_read_back_and_rescored(run):
     [
         ({"method": "gpm"}, "one size"),
         ({"method": "hat"}, "both mask"),
+        ({"method": "cumulative"}, "alone"),
         ({"growth": {"den": {"units": 3}}}, "does not use"),
         ({"model": {"growth": "den", "name": "cnn"}, "train": {"rounds": 2}}, "four steps"),
         ({"model": {"growth": "prune", "heads": "shared"}}, "heads"),
+        ({"model": {"heads": "shared"}}, "where = 'trunk'"),  # by default it widens modules
+        ({"model": {"heads": "shared", "masks": "slices"}, "growth": {"threshold": {"where": "trunk"}}}, "masks"),
+        ({"model": {"growth": "den", "weight_norm": True}, "train": {"rounds": 4}}, "weight_norm"),
+        (
+            {"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"consolidate_on": "local"}},
+            "consolidate",
+        ),
+        ({"model": {"growth": "threshold+search"}}, "last units"),
+        ({"model": {"growth": "search+threshold"}, "growth": {"threshold": {"where": "both"}}}, "last units"),
+        ({"model": {"name": "resnet18"}, "growth": {"threshold": {"where": "trunk"}}}, "resnet18"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, says):
-    from fedcl import methods
-    from fedcl.contracts import FedclError
-
     with pytest.raises(FedclError, match=says):
         methods.build(Config.model_validate(merged({"model": {"growth": "threshold"}}, **changes)))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("search", "prune")])
+def test_without_validation_samples_nothing_could_decide(run, rule):
+    with pytest.raises(FedclError, match=r"set data\.val"):
+        run(rule, **_growing(rule, data={"val": 0.0}))

@@ -74,6 +74,16 @@ def test_the_servers_importance_and_a_resumed_run(small, tmp_path, monkeypatch):
     assert told(simulate(config)) == told(whole)
 
 
+def test_hospitals_that_were_away_hold_importances_of_the_net_as_it_was(small, tmp_path):
+    """Staggered: one hospital is through with its tasks while the trunk grows for the others."""
+    growth = {"threshold": {"window": 1, "patience": 2, "where": "trunk", "ratio": 0.99, "smallest": 0.0}}
+    grows = {"model": {"growth": "threshold"}, "growth": growth, "stream": {"schedule": "staggered"}}
+    result = simulate(small(method="ewc", train={"rounds": 4}, **grows, run={"output": str(tmp_path / "run")}))
+    stages = list(told(result).values())
+    assert len({r.value for r in result.records if (r.phase, r.name, r.note) == ("model", "units", "layers.0")}) > 2
+    assert all("importance" in stage for stage in stages[1:])
+
+
 def test_growth_is_recorded(small, tmp_path):
     run = {"output": str(tmp_path / "run")}
     growth = {"threshold": {"window": 1, "patience": 1, "units": 4, "where": "trunk", "ratio": 0.99}}

@@ -101,6 +101,8 @@ def test_attention_is_between_what_tasks_have_in_common():
     torch.testing.assert_close(found["t0"]["tasks.t0.hidden"], expected)
     assert found["t2"]["tasks.t2.out"].tolist() == [3.0, 4.0]  # others have no output of that shape
     assert rule.across({"t0": modules["t0"]}) == {"t0": modules["t0"]}
+    apart = {"t0": {"tasks.t0.hidden": torch.ones(3)}, "t1": {"tasks.t1.hidden": torch.ones(4)}}
+    assert rule.across(apart) == apart  # one of them grew
 
 
 def test_a_rule_for_modules_follows_a_robust_one_for_trunks():
