@@ -14,7 +14,7 @@ The first task trains all with ℓ1. Shrinkage is proximal after each optimiser'
 a mean of differences seldom is one, so the server takes |w| < 1e-6 for zero: a path exists where any hospital kept it.
 The official code differs from the paper in nine points; this follows the paper, with these deviations: the drift term
 is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer,
-and selection is followed by federated rounds instead of training to convergence. The drift holds a hospital to the model
+and selection is followed by federated rounds instead of training to convergence. Drift holds a hospital to the model
 that it got when it first trained in the stage: W^{t−1}, or for one that is first drawn later the model merged so far.
 Layers: mlp and cnn.
 
