@@ -3,9 +3,9 @@
 u ← u · min(1, C / ‖u‖₂), with u all floating-point arrays of an update together, 0-d ones too; integers are left alone.
 `server`: the server adds N(0, (σΔ)²) to the sum of the updates, which then all weigh the same, and is trusted to.
 `hospital`: each hospital adds it to its own before it leaves, and need trust nobody. Δ = C where what a hospital sends
-may be zeros (zero-out), 2C where it may be anything (replace-one). That a hospital takes part, and in which tasks, is
-not hidden: sums are divided by how many there are. A hospital is in every task: its ε is sequential over rounds and
-tasks. With the few hospitals of a cross-silo federation the noise is large.
+may be zeros (zero-out, Kairouz et al. 2021, definition 1.1), 2C where it may be anything (replace-one). That a hospital
+takes part, and in which tasks, is not hidden: sums are divided by how many there are. A hospital is in every task: its
+ε is sequential over rounds and tasks. With the few hospitals of a cross-silo federation the noise is large.
 
 References:
     McMahan, Ramage, Talwar, Zhang. Learning Differentially Private Recurrent Language Models. ICLR 2018. arXiv
@@ -13,7 +13,7 @@ References:
     Andrew, Thakkar, McMahan, Ramaswamy. Differentially Private Learning with Adaptive Clipping. NeurIPS 2021. arXiv
         1905.03871.
     Kairouz, McMahan, Song, Thakkar, Thakurta, Xu. Practical and Private (Deep) Learning without Sampling or Shuffling.
-        ICML 2021. arXiv 2103.00039, definition 1.1 (zero-out).
+        ICML 2021. arXiv 2103.00039.
 """
 
 from __future__ import annotations
