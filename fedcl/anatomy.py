@@ -28,6 +28,7 @@ from fedcl.store import Store
 FILE = "distributions.json"
 _BEFORE = "before.safetensors"
 _BINS = 81
+_SEEN = 2**26  # bytes of all clients' models of a stage, at most, that are kept for attacks
 _HOSPITALS = 8  # so many hospitals' importances are averaged: each is as large as the net
 _SAMPLE = 1_000_000  # values that a quantile is taken from
 
@@ -97,7 +98,8 @@ class Anatomy:
     def saw(self, stage: int, number: int, params: Params, update: Update) -> None:
         """Keep the model that an update makes of the parameters that were sent, where the config asks for it."""
         config = self._plan.config
-        if config.run.keep_updates and number == config.train.rounds - 1:
+        size = sum(value.nbytes for value in params.values()) * config.federation.clients
+        if config.run.keep_updates and number == config.train.rounds - 1 and size <= _SEEN:
             own = {name: params[name] + delta for name, delta in update.arrays.items()}
             self._run.save_tensors(seen_file(stage, update.client), params | own)
 

@@ -14,6 +14,7 @@ from fedcl.contracts import Event, Update
 from fedcl.drift import Drift
 from fedcl.federation import Federation
 from fedcl.plan import Plan
+from fedcl.privacy import Guard
 from fedcl.run_dir import RunDir
 
 Record = dict[str, Any]
@@ -29,7 +30,7 @@ class Journal:
         federation: for who is behind a client.
         plan: for its tasks and the counting of rounds.
         notify: told of every alarm.
-        apart: whether what each hospital sends may be looked at by itself: not where only sums of it are protected.
+        guard: says what of a hospital's answer may be looked at by itself.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Journal:
         federation: Federation,
         plan: Plan,
         notify: Callable[[Event], None],
-        apart: bool = True,
+        guard: Guard,
     ) -> None:
         self._run, self._federation, self._plan, self._notify = run, federation, plan, notify
         self._alarms = Alarms(config, federation)
-        self._drift = Drift() if apart and config.alarms.on and len(federation.groups) == 1 else None
+        self._guard = guard
+        self._drift = Drift() if guard.apart and config.alarms.on and len(federation.groups) == 1 else None
         for record in run_dir.read_metrics(run.path):
             self._alarms.take(record)
 
@@ -74,6 +76,8 @@ class Journal:
         }
         records = []
         for name, value in update.metrics.items():
+            if not self._guard.shown(name):
+                continue
             phase, _, short = name.rpartition("/")
             whose = about if phase else {"client": update.client}
             records.append({"phase": phase or "train", "name": short, "value": value, **whose})

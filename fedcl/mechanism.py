@@ -60,6 +60,7 @@ class Mechanism:
     hides: ClassVar[frozenset[str]] = frozenset()  # those of which the server sees sums alone
     quiet: ClassVar[bool] = False  # no hospital's number of samples may be told, in whatever form
     mutes: ClassVar[bool] = False  # it takes away figures
+    unshown: ClassVar[frozenset[str]] = frozenset()  # figures that it adds to answers, which only its server half sees
     asks: ClassVar[bool] = False  # its server half learns from a figure that it adds to answers
 
     def neighbours(self) -> Relation:

@@ -43,7 +43,9 @@ def bring(job: Job, memory: Memory, fresh: Callable[[str], Params], layers: Sequ
 def keep(update: Update, job: Job, memory: Memory) -> tuple[Update, Memory]:
     """(the update without what stays, the memory with it) after training the Job that `bring` made."""
     stays = {name for name in update.arrays if role(name) not in ("", SHARED)}
-    own = {name: value for name, value in job.arrays.items() if role(name) in {role(name) for name in stays}}
+    known = {role(key.removeprefix(_OWN)) for key in memory if key.startswith(_OWN)}  # also where nothing was trained
+    tasks = {role(name) for name in stays} | (known & set(job.tasks))
+    own = {name: value for name, value in job.arrays.items() if role(name) in tasks}
     moved = {name: value + update.arrays[name] if name in stays else value for name, value in own.items()}
     sent = {name: value for name, value in update.arrays.items() if name not in stays}
     return replace(update, arrays=sent), memory | {f"{_OWN}{name}": value for name, value in moved.items()}

@@ -62,6 +62,9 @@ class Protection:
             self._audit, self._state = Audit(kept["audit"]), kept["state"]
         if self._kept and (file := self._kept.path / LEDGER).exists():
             self._ledger = Ledger.unpack(file.read_text(encoding="utf-8"))
+        begun = ledger(self._config, self._federation, self.guard)
+        if kept and (begun and begun.terms) != (self._ledger and self._ledger.terms):
+            raise FedclError("the run began with a budget in other terms, by another version of fedcl; take --fresh")
 
     def pack(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -202,6 +205,11 @@ def build(config: Config, federation: Federation, plan: Plan, net: nn.Module, ru
 
     protection = Protection(config, federation, plan, guard.settled(cost), run)
     limit, after = config.privacy.max_epsilon, protection.planned()
+    if limit and after is None:
+        raise FedclError(
+            f"privacy.max_epsilon = {limit:g}: privacy.mechanism = {config.privacy.mechanism!r} claims no ε that "
+            "could be kept to it; take dp-sgd, dp-ftrl or client-dp"
+        )
     if limit and after and after.spent.pld > limit:
         raise FedclError(
             f"privacy.max_epsilon = {limit:g}: as planned the run would cost {after}; take epsilon = {limit:g} of the "

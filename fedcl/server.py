@@ -68,7 +68,7 @@ class Server:
         self._synthesis = Synthesis(config, federation, method, self._plan)
         self._anatomy = anatomy.Anatomy(run, self._plan, self._net, store)
         self._protection = protect.build(config, federation, self._plan, self._net, run)
-        self._journal = Journal(config, run, federation, self._plan, notify, self._protection.guard.apart)
+        self._journal = Journal(config, run, federation, self._plan, notify, self._protection.guard)
         self._ask = self._protection.way(ask, self._expected)
         self.state = State([Group(clients) for clients in federation.groups])
 

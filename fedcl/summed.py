@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedcl import masked
-from fedcl.contracts import Answer, Ask, FedclError, Job, Memory, Params, Update
+from fedcl.contracts import Answer, Ask, FedclError, Job, Memory, Params, Update, role
 from fedcl.evaluate import SUM
 from fedcl.masking import sums
 from fedcl.masking.records import Advert, Reveal, Sealed, packed, unpacked
@@ -32,6 +32,7 @@ class _Mean:
     weights: Mapping[str, float]
     parties: Mapping[str, int]
     error: float  # of an entry of an update's mean, at most, since entries are whole numbers of steps
+    refused: Mapping[str, str]  # parts that were not summed, and why
 
 
 @dataclass
@@ -75,7 +76,9 @@ class Summed:
                 continue
             like = self._expected(job)
             if closed := [name for name in like if name not in mean.arrays]:
-                yield Answer(client, None, f"too few hospitals were left to sum {closed[0]} over", down, up)
+                part = role(closed[0]) or "trunk"
+                why = mean.refused.get(part, "was not summed")
+                yield Answer(client, None, f"part {part!r}, with {closed[0]}, {why}", down, up)
                 continue
             update = _counts(client, like, mean) if job.phase == "evaluate" else _deltas(client, like, mean)
             yield Answer(client, replace(update, version=talk.versions[client]), "", down, up)
@@ -137,7 +140,7 @@ class Summed:
             arrays |= mean
             if part not in (FIGURES, ANSWERS) and weights[part]:
                 errors.append(written.bound(there[part], weights[part]))
-        return _Mean(arrays, weights, there, max(errors))
+        return _Mean(arrays, weights, there, max(errors), found.refused)
 
     def _exchange(
         self, jobs: Mapping[int, Job], talk: _Talk, timeout: float, read: Callable[[int, Params], R]

@@ -49,7 +49,7 @@ class HospitalNode(BaseModel):
     """Seconds for its worker to start and to load the data; one that takes longer is replaced."""
     insecure: bool = False
     mechanisms: list[str] = []
-    """It answers only runs that have all of these of `fedcl list privacy`; with "secagg" sums alone go out."""
+    """It answers only runs that have all of these of `fedcl list privacy`; with "secagg" no update goes out alone."""
     max_epsilon: float = 0.0
     """It answers only runs whose privacy.max_epsilon is at most this; 0 does not ask."""
 

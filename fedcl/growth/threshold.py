@@ -50,8 +50,9 @@ class Threshold(Method):
         """There must be something to widen."""
         if self.where == "module" and config.model.heads != "task":
             return "widens modules, and tasks that share a head have none; take growth.threshold.where = 'trunk'"
-        if self.where == "trunk" and config.model.name == "resnet18":
-            return "widens no 'resnet18'; take growth.threshold.where = 'module', or model.name = 'mlp', 'cnn' or 'vit'"
+        alone = self.where == "trunk" or config.model.heads != "task"
+        if alone and config.model.name == "resnet18":
+            return "widens no 'resnet18', and here nothing else; take model.name = 'mlp', 'cnn' or 'vit'"
         return ""
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:

@@ -167,7 +167,7 @@ def rerun(config: Config, path: Path, number: int, rows: np.ndarray, new_init: b
 
 
 def _seen(config: Config) -> bool:
-    """Whether models keep what the server sees of each client: where it sees all of them, and they fit on a disk."""
+    """Whether models keep what the server sees of each client: where it sees all of them, and they are not too many."""
     terms = config.federation
     return terms.kind == "federated" and terms.fraction == 1 and terms.clients <= _HOSPITALS
 

@@ -96,7 +96,8 @@ def opened(
             masks.add_stream(total, _combined(roster, owner, given), -1)
         _cancel(roster, part, owners, lost, total)
         totals[part] = masks.signed(total)
-    return Sums(totals, summed, roster.refused(request.survivors))
+    late = roster.summed(request.survivors).keys() - summed
+    return Sums(totals, summed, roster.refused(request.survivors) | dict.fromkeys(late, "was left out before"))
 
 
 def check_advert(sender: int, advert: Advert) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ from fedcl.methods import Combination
 from fedcl.noise import Draw
 from fedcl.privacy.secagg import SecAgg
 
-_ELSEWHERE = {"run", "alarms", "trackers"}  # sections that change no number
+# Settings that change no number; precision of `run` does.
+_ELSEWHERE: Any = {"run": True, "alarms": True, "trackers": True, "federation": {"client_timeout", "join_timeout"}}
 _NOT_FINITE = 1e4  # a figure in the place of one that is none
 
 
@@ -124,6 +126,11 @@ class Guard:
         """What an ε is about; "" where none is claimed."""
         return next((part.unit for part in self.parts.values() if part.unit), "")
 
+    def shown(self, name: str) -> bool:
+        """Whether a figure of an answer may be seen of each hospital: not one of which only the noised sum is."""
+        mechanism, _, short = name.partition("/")
+        return mechanism not in self.parts or short not in self.parts[mechanism].unshown
+
     @property
     def apart(self) -> bool:
         """Whether what each hospital sends may be shown by itself: noise on sums, or masks, protect sums alone."""
@@ -193,7 +200,7 @@ class Guard:
         return noise.unforeseen() if self.secret else rng.torch_stream(self.config.seed, purpose, client, task, number)
 
     def draw(self, purpose: str, client: int, number: int) -> Draw:
-        """Noise that no other purpose, client and round has, and no other experiment of the same seed."""
+        """Noise that no other purpose, client and round has, and no other settings of the same seed."""
         if self.config.privacy.secure_rng:
             return noise.secure
         purpose = f"privacy {purpose} {self._salt}"
@@ -204,7 +211,7 @@ class Guard:
     @functools.cached_property
     def _salt(self) -> str:
         """All that decides what the noise is put on: with the same noise on two sums, their difference has none."""
-        content = self.config.model_dump(include={*type(self.config).model_fields} - _ELSEWHERE)
+        content = self.config.model_dump(exclude=_ELSEWHERE) | {"precision": self.config.run.precision}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

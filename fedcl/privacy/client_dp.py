@@ -67,6 +67,7 @@ class ClientDP(Mechanism):
     count_noise: float = 5.0
     unit: ClassVar[Literal["hospital"]] = "hospital"
     covers: ClassVar[frozenset[str]] = frozenset({"update", "upload"})
+    unshown: ClassVar[frozenset[str]] = frozenset({_WITHIN})
 
     def __post_init__(self) -> None:
         if self.clip <= 0 or self.noise < 0 or self.epsilon <= 0:

@@ -57,8 +57,11 @@ class NotSending(Mechanism):
             return f"keeps uploads here, and model.infer = {config.model.infer!r} needs sums of them; take 'entropy'"
         if self.modules and not rules(config)[1].stays:
             return "keeps modules here: take federation.merger = 'personal', or modules = false"
-        if self.figures and any(part.watches for part in parts.values()):
-            return "keeps figures here, and growth is decided by the validation loss; take figures = false"
+        if (self.figures or self.counts) and any(part.watches for part in parts.values()):
+            return (
+                "keeps figures and counts here, and growth is decided by mean validation loss; take figures = false "
+                "and counts = false"
+            )
         return ""
 
     def seal(self, update: Update, phase: Phase, terms: Mapping[str, float], draw: Draw) -> Update:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from privacy.test_runs import DP, OWN, SERVER
+from small import stop_after
 
 from fedcl import privacy
 from fedcl.contracts import FedclError, Samples, Update
 from fedcl.privacy.client_dp import ClientDP
+from fedcl.server import Interrupted
 from fedcl.simulation import simulate
 
 NOTHING = {"privacy": {"mechanism": "none"}}
@@ -86,6 +88,37 @@ def test_two_experiments_of_a_seed_do_not_share_their_noise(small):
     assert drawn(**DP, run={"runtime": "processes"}).equal(first)
     for other in (DP | {"mechanisms": {"dp-sgd": {"noise": 2.0}}}, DP | {"train": {"lr": 0.3}}):
         assert not drawn(**other).equal(first)
+
+
+def test_a_round_is_done_again_with_the_same_noise_whatever_waits_longer(small):
+    def drawn(**changes):
+        return privacy.build(small(method="finetune", **DP, **changes)).draw("gradients", 1, 2)({"w": (8,)}, 1.0)["w"]
+
+    assert drawn(federation={"client_timeout": 7.0}).equal(drawn())
+    assert not drawn(run={"precision": "bf16"}).equal(drawn())
+
+
+def test_a_budget_needs_a_mechanism_that_claims_an_epsilon(run):
+    for mechanism in ("none", "secagg"):
+        with pytest.raises(FedclError, match="claims no ε"):
+            run(method="finetune", privacy={"mechanism": mechanism, "max_epsilon": 3.0})
+
+
+def test_which_updates_were_short_is_told_of_all_together(run):
+    adaptive = {"client-dp": {"noise": 0.01, "adaptive": True}}
+    result = run(method="finetune", privacy={"mechanism": "client-dp"}, mechanisms=adaptive)
+    assert not [record for record in result.records if record.name == "within"]
+
+
+def test_a_run_does_not_go_on_with_a_budget_in_other_terms(run, monkeypatch):
+    changes = {"method": "finetune", "run": {"checkpoint_every": 1}}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            run(**changes, **SERVER)
+    monkeypatch.setattr(ClientDP, "neighbours", lambda self: "replace_one")
+    with pytest.raises(FedclError, match="in other terms"):
+        run(**changes, **SERVER)
 
 
 def test_a_budget_is_about_one_unit(small):
