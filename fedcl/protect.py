@@ -205,7 +205,7 @@ def build(config: Config, federation: Federation, plan: Plan, net: nn.Module, ru
 
     protection = Protection(config, federation, plan, guard.settled(cost), run)
     limit, after = config.privacy.max_epsilon, protection.planned()
-    if limit and after is None:
+    if limit and not guard.unit:
         raise FedclError(
             f"privacy.max_epsilon = {limit:g}: privacy.mechanism = {config.privacy.mechanism!r} claims no ε that "
             "could be kept to it; take dp-sgd, dp-ftrl or client-dp"
