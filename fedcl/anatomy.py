@@ -98,8 +98,9 @@ class Anatomy:
     def saw(self, stage: int, number: int, params: Params, update: Update) -> None:
         """Keep the model that an update makes of the parameters that were sent, where the config asks for it."""
         config = self._plan.config
-        size = sum(value.nbytes for value in params.values()) * config.federation.clients
-        if config.run.keep_updates and number == config.train.rounds - 1 and size <= _SEEN:
+        if not config.run.keep_updates or number < config.train.rounds - 1:
+            return
+        if sum(value.nbytes for value in params.values()) * config.federation.clients <= _SEEN:
             own = {name: params[name] + delta for name, delta in update.arrays.items()}
             self._run.save_tensors(seen_file(stage, update.client), params | own)
 
