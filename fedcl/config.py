@@ -190,6 +190,8 @@ class Run(Section):
 # What may differ when a run goes on: none of these changes a number.
 _FREE = ("output", "name", "checkpoint_every", "keep_stages", "keep_updates", "workers", "clients_per_device")
 _WAYS = ("address", "connection", "track")  # likewise: where a run reaches others
+# Nor do these, of other sections.
+WATCHING: Any = {"alarms": True, "trackers": True, "federation": {"client_timeout", "join_timeout"}}
 
 
 class Config(Section):
@@ -234,13 +236,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Eight hex digits over all that decides the numbers (not where the run lies or how often it saves)."""
-        free: Any = {
-            "alarms": True,
-            "trackers": True,
-            "run": {*_FREE, *_WAYS},
-            "federation": {"client_timeout", "join_timeout"},
-        }
-        content = self.model_dump(exclude=free)
+        content = self.model_dump(exclude=WATCHING | {"run": {*_FREE, *_WAYS}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def directory(self) -> Path:

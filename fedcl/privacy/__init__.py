@@ -11,14 +11,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from fedcl import infer, methods, noise, plugins, rng
 from fedcl.accounting.release import Release
-from fedcl.config import Config
+from fedcl.config import WATCHING, Config
 from fedcl.contracts import FedclError, Job, Memory, Params, Update
 from fedcl.mechanism import Asked, Mechanism, Trainer
 from fedcl.merge import rules
@@ -26,8 +25,6 @@ from fedcl.methods import Combination
 from fedcl.noise import Draw
 from fedcl.privacy.secagg import SecAgg
 
-# Settings that change no number; precision of `run` does.
-_ELSEWHERE: Any = {"run": True, "alarms": True, "trackers": True, "federation": {"client_timeout", "join_timeout"}}
 _NOT_FINITE = 1e4  # a figure in the place of one that is none
 
 
@@ -211,7 +208,7 @@ class Guard:
     @functools.cached_property
     def _salt(self) -> str:
         """All that decides what the noise is put on: with the same noise on two sums, their difference has none."""
-        content = self.config.model_dump(exclude=_ELSEWHERE) | {"precision": self.config.run.precision}
+        content = self.config.model_dump(exclude=WATCHING | {"run": True}) | {"precision": self.config.run.precision}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
