@@ -1,12 +1,14 @@
 """SCAFFOLD: each client's steps are corrected by how its gradients differ from everybody's.
 
 Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1: g ← g − c_i + c, and after K steps of rate η (option II)
-c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + (1/N) Σ (c_i⁺ − c_i). Option II is derived for plain SGD. With
-momentum m, the k-th step from rest along one gradient g moves by η (1 − m^k) / (1 − m) g, so a round that starts from
-rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the optimiser's state is kept between rounds, by what
-that comes to in the long run, K η / (1 − m); the first rounds then read as less than they were. Adam is refused. On
-what tasks share, whose control variates begin anew with each task. Works with the task known or not; keeps two copies
-of the trunk; sends one more, and gets one.
+c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + |S|/N Σ w_i (c_i⁺ − c_i) over the clients S of a round, with the weights
+that their models are averaged with; the paper's are all 1/|S|. Were c another mean than that of the models, the
+corrections would not cancel in it, and a hospital of three samples would steer as much as one of three thousand.
+Option II is derived for plain SGD. With momentum m, the k-th step from rest along one gradient g moves by
+η (1 − m^k) / (1 − m) g, so a round that starts from rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the
+optimiser's state is kept between rounds, by what that comes to in the long run, K η / (1 − m); the first rounds then
+read as less than they were. Adam is refused. On what tasks share, whose control variates begin anew with each task.
+Works with the task known or not; keeps two copies of the trunk; sends one more, and gets one.
 
 References:
     Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. SCAFFOLD: Stochastic Controlled Averaging for Federated
@@ -97,12 +99,13 @@ class Scaffold(Method):
         return {key: value for key, value in memory.items() if key.startswith("news/")}
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
-        """Add c ← c + Σ (c_i⁺ − c_i) / N."""
-        state = dict(state)
-        for _, upload in uploads:
+        """Add c ← c + |S| Σ w_i (c_i⁺ − c_i) / N."""
+        state, everybody = dict(state), sum(weight for weight, _ in uploads)
+        for weight, upload in uploads:
+            share = len(uploads) * weight / everybody if everybody else 0.0
             for key, value in upload.items():
                 name = key.replace("news/", "all/", 1)
-                state[name] = state[name] + value if name in state else value
+                state[name] = state.get(name, torch.zeros_like(value)) + share * value
         return state, state
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from contexts import Linear, context
+from safetensors.torch import load_file
 from small import model
 
 from fedcl import optimizers
@@ -82,17 +85,32 @@ def test_scaffold_reads_the_first_rounds_of_a_kept_state_as_less():
     assert own.item() == pytest.approx(2.5 / 4)
 
 
-def test_scaffolds_control_variates_are_mean_gradients_with_momentum_too(run):
-    """Summed over hospitals the corrections vanish: c is the mean of all c_i."""
-    from safetensors.torch import load_file
+def test_scaffold_weighs_control_variates_as_models_are():
+    """c = ½ and two of four clients, with 30 samples and 10: ½ + 2/4 (¾ · 4 + ¼ · 8)."""
+    sent = [(30.0, {f"news/{W}": torch.tensor([4.0]) / 4}), (10.0, {f"news/{W}": torch.tensor([8.0]) / 4})]
+    state, _ = Scaffold().server({}, {f"all/{W}": torch.tensor([0.5])}, sent)
+    assert state[f"all/{W}"].item() == pytest.approx(0.5 + 0.5 * (0.75 * 4 + 0.25 * 8))
 
-    result = run("run", method="scaffold", train={"rounds": 4}, stream={"classes": [[0, 1]], "tasks": 1})
-    memories = []
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_scaffolds_corrections_cancel_in_the_mean_of_the_models(run, partition):
+    """c is the mean of all c_i, weighted by samples as the models are, with momentum too."""
+    result = run(
+        method="scaffold",
+        train={"rounds": 4},
+        stream={"classes": [[0, 1]], "tasks": 1},
+        partition={"name": partition, "alpha": 0.5},
+    )
+    records = map(json.loads, (result.path / "metrics.jsonl").read_text().splitlines())
+    counts = {each["client"]: each["value"] for each in records if each["name"] == "samples"}
+    memories, samples = [], torch.tensor([counts[client] for client in sorted(counts)])
     for folder in sorted((result.path / "clients").iterdir()):
         memories.append(load_file(max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)))
     name = "trunk.layers.0.weight"
     own = torch.stack([memory[f"scaffold/own/{name}"] for memory in memories])
-    torch.testing.assert_close(own.mean(0), memories[0][f"scaffold/all/{name}"], rtol=1e-4, atol=1e-7)
+    mean = (samples / samples.sum() @ own.flatten(1)).view_as(own[0])
+    assert partition == "iid" or samples.max() > 1.5 * samples.min()
+    torch.testing.assert_close(mean, memories[0][f"scaffold/all/{name}"], rtol=1e-4, atol=1e-7)
 
 
 def test_scaffold_needs_sgd_and_to_know_its_momentum_and_when_it_rests():
