@@ -17,7 +17,7 @@ The reading order, which is also the order of imports: a module imports only mod
     store device net shelf quality exam own                       … and what it needs for it
     client                                                        … in the only training loop
     scores units metrics results report run_dir                   what comes out
-    state plan collect growing anatomy drift alarms journal       what a round needs …
+    state plan growing collect anatomy drift alarms journal       what a round needs …
     synthesis audit summed protect server                         … in the only round loop
     runtime deploy                                                Flower: apps, wire, one file per way to run
     trackers tracking                                             where figures go besides

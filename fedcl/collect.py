@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedcl import compression
+from fedcl import compression, growing
 from fedcl.contracts import Answer, Ask, Compression, FedclError, Job, Params, Update
 from fedcl.merge import check
 
@@ -91,7 +91,7 @@ def _misfit(update: Update) -> str:
         return f"its weight is {update.weight}"
     if bad := [name for name, value in update.metrics.items() if not math.isfinite(value)]:
         return f"its {bad[0]} is {update.metrics[bad[0]]}"
-    return ""
+    return growing.misfit(update.metrics)
 
 
 def require(collections: Sequence[Collection], quorum: float, where: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fedcl import structure
 from fedcl.config import Config
-from fedcl.contracts import Moment, Params, Task, role
+from fedcl.contracts import Aggregator, Moment, Params, Task, role
 from fedcl.methods import Combination
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.net import fresh
@@ -19,15 +20,25 @@ LOSS, COUNT = "validate/loss", "validate/n"
 Told = tuple[Sequence[Task], Mapping[str, float]]  # current tasks of a client that answered, and its metrics
 
 
-def losses(told: Iterable[Told]) -> dict[str, float]:
-    """Each task's loss on all hospitals' validation samples."""
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
+def losses(told: Iterable[Told], rules: Sequence[Aggregator] = ()) -> dict[str, float]:
+    """Each task's loss on all hospitals' validation samples.
+
+    Where one of the rules that merge is not linear, a hospital is not taken at its word: the median of theirs.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
     for tasks, metrics in told:
         for task in tasks if LOSS in metrics else ():
-            counts[task.id] = counts.get(task.id, 0.0) + metrics[COUNT]
-            sums[task.id] = sums.get(task.id, 0.0) + metrics[LOSS] * metrics[COUNT]
-    return {task: sums[task] / counts[task] for task in sums}
+            found.setdefault(task.id, []).append((metrics[LOSS], metrics[COUNT]))
+    if any(not rule.linear for rule in rules):
+        return {task: statistics.median(loss for loss, _ in each) for task, each in found.items()}
+    return {task: sum(loss * n for loss, n in each) / sum(n for _, n in each) for task, each in found.items()}
+
+
+def misfit(metrics: Mapping[str, float]) -> str:
+    """Why a hospital's loss on its validation samples cannot be used; "" if it can, or is not there."""
+    if LOSS not in metrics or (metrics[LOSS] >= 0 and metrics.get(COUNT, 0) > 0):
+        return ""
+    return f"its {LOSS} is {metrics[LOSS]} on {metrics.get(COUNT, 'an unknown number of')} samples"
 
 
 def merged(

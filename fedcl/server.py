@@ -134,7 +134,7 @@ class Server:
     def _edit(self, group: Group, stage: int, rounds: int, before: Params, told: Sequence[growing.Told] = ()) -> None:
         """What the method's server half makes of the merged model."""
         if "merged" in self.method.hooks():
-            moment = self._plan.moment(group, stage, rounds, growing.losses(told))
+            moment = self._plan.moment(group, stage, rounds, growing.losses(told, (self._aggregator, self._merger)))
             if changed := growing.merged(self.method, moment, self._net, group, before):
                 self._notify(Event("growth", stage, max(rounds - 1, 0), {"parameters": changed}))
                 self._journal.log(stage, max(rounds - 1, 0), anatomy.grown(changed))

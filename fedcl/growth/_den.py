@@ -8,6 +8,7 @@ from torch import Tensor
 from fedcl.contracts import Memory, Params
 from fedcl.structure import Axis, Layer, masks, reader
 
+KEPT, NEW, FREE = 0.0, 2.0, 3.0  # what a unit's `trains` says, see `models._slices.Slice`
 ZERO = 1e-6  # a mean of differences that all lead to zero is seldom zero itself
 
 
@@ -108,7 +109,7 @@ def duplicate(params: Params, layer: Layer, which: Tensor, tasks: list[str], sta
         name, trains = masks(task, layer)
         open_ = params[name].clone()
         split[name] = torch.cat([open_.index_fill(0, which, 0.0), open_[which]])
-        split[trains] = torch.cat([params[trains], torch.full((len(which),), 2.0)])
+        split[trains] = torch.cat([params[trains], torch.full((len(which),), FREE)])
         for read_ in reader(task, params) if layer.features else ():
             split[read_] = _copied(split[read_], Axis(read_, 1, layer.features), which)
     return split

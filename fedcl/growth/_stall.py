@@ -16,7 +16,8 @@ class Stall:
     Attributes:
         ratio: of the loss, in (0, 1): stalled where a window gained less.
         window: rounds that a loss is averaged over, ≥ 1.
-        patience: rounds after a growth, or a stage's start, without another, ≥ 1.
+        patience: rounds after a growth, or a stage's start, without another, ≥ 1: of a task's module for that task,
+            of the trunk for all.
         smallest: a loss below this has nothing to gain, ≥ 0.
     """
 
@@ -45,9 +46,28 @@ class Stall:
             kept[f"loss/{task}"] = seen
         return stalled, kept
 
+    def unfit(self, rounds: int) -> str:
+        """Why it can find nothing in a stage of so many rounds; "" if it can."""
+        first = self._needs()
+        if first < rounds:
+            return ""
+        return (
+            f"sees a stall after {first} rounds at the earliest (two windows of {self.window}, patience "
+            f"{self.patience}), and what grows in the last of train.rounds = {rounds} is never trained: "
+            "take more rounds, or less of these"
+        )
+
+    @staticmethod
+    def again(state: Memory) -> Memory:
+        """Every task's window anew: what they share has grown."""
+        return {key: value[:0] if key.startswith("loss/") else value for key, value in state.items()}
+
+    def _needs(self) -> int:
+        return max(2 * self.window, self.patience)
+
     def _stalls(self, seen: torch.Tensor) -> bool:
         """`seen` are the losses since the last growth."""
-        if len(seen) < max(2 * self.window, self.patience):
+        if len(seen) < self._needs():
             return False
         current, previous = float(seen[-self.window :].mean()), float(seen[-2 * self.window : -self.window].mean())
         return previous > self.smallest and (previous - current) / previous < self.ratio

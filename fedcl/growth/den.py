@@ -5,18 +5,22 @@ Yoon et al. 2018, with a stage's rounds shared out between its four steps, and t
    weights leads to it (breadth-first, from above) are selected, and weights between selected units train, held by
    (drift / 2) ‖W − W^{t−1}‖².
 2. Expansion, if the hospitals' mean validation loss is still more than `above`: `units` new units a layer; old weights
-   stay, new ones train with ℓ1 and a group lasso over a new unit's incoming weights; units whose group is zero go.
+   stay, new ones train with ℓ1 and a group lasso over a new unit's incoming weights; a unit whose group is zero loses
+   its bias too, answers 0, and goes. The loss is that of the model which the step's last round began with, so take at
+   least two rounds of retraining; a task that nobody answered for in that round is judged by its last loss.
 3. Split. An old unit whose incoming weights moved by more than `split` (ℓ2) gets a copy that goes on with what was
    learned; the old one gets back W^{t−1}. Then selected and new weights train on.
 4. Timestamps. A task is computed from the units that it met, see `models/_slices.py`; a unit that it has split is
    closed for it, its copy open.
 The first task trains all with ℓ1. Shrinkage is proximal after each optimiser's step, hence exact zeros at a hospital;
 a mean of differences seldom is one, so the server takes |w| < 1e-6 for zero: a path exists where any hospital kept it.
+Rules with momentum and lossy compression would move what all hospitals left alone, and are refused.
 The official code differs from the paper in nine points; this follows the paper, with these deviations: the drift term
-is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer,
-and selection is followed by federated rounds instead of training to convergence. Drift holds a hospital to the model
-that it got when it first trained in the stage: W^{t−1}, or for one that is first drawn later the model merged so far.
-Layers: mlp and cnn.
+is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer
+and keeps its ℓ1 in all steps, copies train on without drift (what they hold is no old task's), the loss is the
+softmax's, and selection is followed by federated rounds instead of training to convergence. Drift holds a hospital to
+the model that it got when it first trained in the stage: W^{t−1}, or for one that is first drawn later the model
+merged so far. Layers: mlp and cnn.
 
 References:
     Yoon, Yang, Lee, Hwang. Lifelong Learning with Dynamically Expandable Networks. ICLR 2018. arXiv 1708.01547.
@@ -24,6 +28,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -85,13 +90,28 @@ class DEN(Method):
             return "selects at the server, but federation.merger = 'personal' leaves modules at their hospitals"
         if config.federation.consolidate_on == "local":
             return "takes units away after a stage's last round; take federation.consolidate_on = 'merged'"
-        return "" if config.train.rounds >= 4 else "has four steps in a stage; take train.rounds of at least 4"
+        if config.train.stream == "hybrid":
+            return "is held to what a stage began with, which a hybrid stream measures anew; take 'offline' or 'online'"
+        if [] in (config.model.options.get("hidden"), config.model.options.get("channels")):
+            return "needs hidden layers to select in; model.options has none"
+        if config.federation.compress in ("int8", "topk"):
+            return "finds zeros in the hospitals' mean, which compression blurs; take federation.compress = 'none'"
+        for rule in (config.federation.aggregator, config.federation.merger):
+            if rule in ("fedavgm", "fedadam", "fedyogi"):
+                return f"fixes weights and finds zeros, and the momentum of {rule!r} moves them; take 'fedavg'"
+        if config.train.rounds < 4:
+            return "has four steps in a stage; take train.rounds of at least 4"
+        starts = (0, *self._starts(config.train.rounds), config.train.rounds)
+        if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+            return f"has steps without a round: they end after rounds {starts[1:]}; change select, retrain or expand"
+        return ""
 
     # ── at a hospital ──
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
-        """W^{t−1}, from the second stage on."""
-        if ctx.stage == 0:
+        """W^{t−1}, but where nothing was learned before."""
+        layers = (x for x in cast(DynamicNet, ctx.net).growable(()) if x.name.startswith("trunk."))
+        if all(bool((ctx.buffers[masks(ctx.task.id, layer)[1]] == _den.FREE).all()) for layer in layers):
             return {}
         return {f"anchor/{name}": value.detach().clone() for name, value in params.items() if role(name) == ""}
 
@@ -110,10 +130,13 @@ class DEN(Method):
                 if anchor is not None:
                     pulled = (weight + eta * self.drift * anchor) / (1 + eta * self.drift)
                     weight = torch.where(both & ~free, pulled, weight)
-                sparse = free if anchor is not None else both
-                weight = torch.where(sparse, _den.soft(weight, eta * self.l1), weight)
+                weight = torch.where(free, _den.soft(weight, eta * self.l1), weight)
                 if axis is layer.rows[0]:
-                    weight = torch.where(_den.rows(trains > 1, weight), _den.shrink(weight, eta * self.group), weight)
+                    fresh = trains == _den.NEW
+                    weight = torch.where(_den.rows(fresh, weight), _den.shrink(weight, eta * self.group), weight)
+                    empty = fresh & (weight.flatten(1).abs().amax(1) == 0)
+                else:
+                    weight = weight.masked_fill(empty, 0.0)
                 after[axis.name] = torch.where(free | both, weight, step.before[axis.name])
             inputs = _den.read(trains, layer)
         for name in (n for n in after if n.startswith("tasks.") and n.endswith("weight")):
@@ -131,14 +154,14 @@ class DEN(Method):
             start = {f"start/{name}": value.clone() for name, value in params.items() if role(name) == ""}
             for task in tasks:  # of one that is back, masks are as long as the layers are now
                 params = params | follow(params, layers, task, 0)
-            value = 1.0 if moment.stage == 0 else 0.0
-            return _den.train(params, layers, tasks, value), start
-        if moment.stage == 0:
+            return _den.train(params, layers, tasks, _den.KEPT if moment.past else _den.FREE), start
+        if not moment.past:
             return params, state
+        state = state | {f"loss/{task}": torch.tensor(loss) for task, loss in moment.losses.items()}
         if moment.round == starts[0]:
             params = self._select(params, layers, tasks)
         elif moment.round == starts[1]:
-            short = [task for task in tasks if moment.losses.get(task, 0.0) > self.above]
+            short = [task for task in tasks if float(state.get(f"loss/{task}", 0.0)) > self.above]
             params = self._expand(params, layers, tasks, short, moment.generator)
         elif moment.round == starts[2]:
             params, state = self._tidy(params, layers, tasks, state)
@@ -148,7 +171,7 @@ class DEN(Method):
         return params, state
 
     def _starts(self, rounds: int) -> tuple[int, int, int]:
-        """The rounds after which retraining, expansion and the rest begin; each step has one at least."""
+        """The rounds after which retraining, expansion and the rest begin."""
         first = max(1, round(self.select * rounds))
         second = max(first + 1, round((self.select + self.retrain) * rounds))
         return (
@@ -183,7 +206,7 @@ class DEN(Method):
                 fresh = params[name].clone()
                 if task in short:
                     fresh[:old] = 0.0
-                fresh[old:] = 2.0 if task in short else 0.0
+                fresh[old:] = _den.NEW  # also of a task that needs none: they are open for it, and all press them to go
                 params[name] = fresh
         return params
 
@@ -193,6 +216,8 @@ class DEN(Method):
             weight = layer.rows[0].name
             old, now = len(state[f"start/{weight}"]), len(params[weight])
             kept = params[weight].flatten(1).abs().amax(1) > _den.ZERO
+            for task in tasks:
+                kept |= params[masks(task, layer)[1]] != _den.NEW  # old ones, and copies
             kept[:old] = True
             if now > old and not bool(kept.all()):
                 params, state = drop(params, layer, kept, tasks), state | {LOST + layer.name: first(kept)}
@@ -208,5 +233,6 @@ class DEN(Method):
             old = len(state[f"start/{layer.rows[0].name}"])
             for task in tasks:
                 open_, trains = (params[name] for name in masks(task, layer))
-                params[masks(task, layer)[1]] = torch.cat([trains[:old], torch.full_like(trains[old:], 2.0)]) * open_
+                fresh = torch.where(trains[old:] == _den.FREE, trains[old:], _den.NEW)
+                params[masks(task, layer)[1]] = torch.cat([trains[:old], fresh]) * open_
         return params

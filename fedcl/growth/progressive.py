@@ -2,9 +2,10 @@
 
 Step 1 widens the trunk's fully connected and convolutional layers, step 2 adds heads to every attention, step 3 units
 to every adapter (`vit` with `adapters = true`; Houlsby et al. 2019, from none); a step that the trunk has no layers
-for is left out, and after the last comes the first again. All new paths start with outgoing weights of zero, so nothing
-changes at the moment of growth. A task keeps the slice that it met: later heads, units and adapters cost it nothing.
-The server decides on the loss of all hospitals' validation samples (see `threshold`), so that all grow alike.
+for is left out, after the last comes the first again, and a new stage goes on where the one before it ended. All new
+paths start with outgoing weights of zero, so nothing changes at the moment of growth. A task keeps the slice that it
+met: later heads, units and adapters cost it nothing. The server decides on the loss of all hospitals' validation
+samples (see `threshold`), so that all grow alike.
 
 References:
     Houlsby, Giurgiu, Jastrzebski, Morrone, others. Parameter-Efficient Transfer Learning for NLP. ICML 2019. arXiv
@@ -57,26 +58,28 @@ class Progressive(Method):
 
     def unfit(self, config: Config) -> str:
         """All steps are in the trunk."""
-        return "grows the trunk; take model.name = 'mlp', 'cnn' or 'vit'" if config.model.name == "resnet18" else ""
+        if config.model.name == "resnet18":
+            return "grows the trunk; take model.name = 'mlp', 'cnn' or 'vit'"
+        return self._stall().unfit(config.train.rounds)
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Note the round's losses, and take the next step where they have stalled."""
         stalled, state = self._stall().note(moment, state)
-        if moment.round == 0:
-            return params, state | {"step": torch.tensor(0)}
         if not stalled:
             return params, state
+        state = self._stall().again(state)
         trunk = [layer for layer in moment.layers if layer.name.startswith("trunk.")]
         there = {layer.kind for layer in trunk}
         more: dict[Kind, int] = {"units": self.units, "heads": self.heads, "adapter": self.adapter}
         steps = [kind for kind, count in more.items() if count and kind in there]
         if not steps:
             return params, state
-        kind = steps[int(state["step"]) % len(steps)]
+        step = state.get("step", torch.tensor(0))
+        kind = steps[int(step) % len(steps)]
         for layer in (layer for layer in trunk if layer.kind == kind):
             count = min(more[kind], self.limit - layer.units(params))
             params = widen(params, layer, max(count, 0), moment.current, moment.generator)
-        return params, state | {"step": state["step"] + 1}
+        return params, state | {"step": step + 1}
 
     def _stall(self) -> Stall:
         return Stall(self.ratio, self.window, self.patience, self.smallest)

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -31,7 +32,7 @@ class Prune(Method):
     """Shrink to the units that matter.
 
     Attributes:
-        share: of a layer's units to close, in [0, 1).
+        share: of all a task's units in a layer, how many are closed in the end, in [0, 1): no more in later stages.
         importance: `magnitude`, `gradient` or `fisher`.
         at: share of a stage's rounds after which to do so, in (0, 1]; what is left trains on in the rest.
         where: the current task's `module`, its view of the `trunk`, or `both`.
@@ -61,6 +62,10 @@ class Prune(Method):
             return "closes units for one task; take model.heads = 'task'"
         if config.federation.merger == "personal":
             return "decides masks at the server, but federation.merger = 'personal' leaves them at their hospitals"
+        if config.model.weight_norm:
+            return "ranks units by their weights, which model.weight_norm holds as lengths and directions; take false"
+        if self.where == "trunk" and config.model.name == "resnet18":
+            return "closes nothing in the trunk of 'resnet18'; take growth.prune.where = 'module'"
         return ""
 
     def track(self, ctx: Context, step: Step, memory: Memory) -> Memory:
@@ -91,9 +96,10 @@ class Prune(Method):
         """The hospitals' mean, weighted by samples."""
         mean: Memory = {}
         for key in sorted({key for _, upload in uploads for key in upload}):
-            held = [(weight, upload[key]) for weight, upload in uploads if key in upload]
-            total = sum((weight * value for weight, value in held), torch.zeros(()))
-            mean[key] = total / sum(weight for weight, _ in held)
+            held = [(weight, upload[key]) for weight, upload in uploads if key in upload and weight > 0]
+            if held:
+                total = sum((weight * value for weight, value in held), torch.zeros(()))
+                mean[key] = total / sum(weight for weight, _ in held)
         return state | mean, {}
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
@@ -121,11 +127,12 @@ class Prune(Method):
     def _closed(self, mask: Tensor, importance: Tensor) -> Tensor:
         """The mask without the least important of the units that are still open; one always stays."""
         open_ = mask.nonzero()[:, 0]
-        count = min(int(self.share * len(open_)), len(open_) - 1)
+        count = max(min(int(self.share * len(mask)) - (len(mask) - len(open_)), len(open_) - 1), 0)
         order = importance[: len(mask)][open_].argsort(stable=True)
         return mask.index_fill(0, open_[order[:count]], 0.0)
 
 
 def _by_unit(weight: Tensor, layer: Layer) -> Tensor:
     """A layer's weights [units, …] as one row a unit."""
-    return weight.reshape(len(weight) // layer.rows[0].block, -1)
+    block = layer.rows[0].block
+    return weight.reshape(len(weight) // block, block * math.prod(weight.shape[1:]))  # of an empty adapter too

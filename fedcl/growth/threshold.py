@@ -53,11 +53,13 @@ class Threshold(Method):
         alone = self.where == "trunk" or config.model.heads != "task"
         if alone and config.model.name == "resnet18":
             return "widens no 'resnet18', and here nothing else; take model.name = 'mlp', 'cnn' or 'vit'"
-        return ""
+        return self._stall().unfit(config.train.rounds)
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
         """Note the round's losses, and expand where they have stalled."""
         stalled, state = self._stall().note(moment, state)
+        if stalled and self.where != "module":
+            state = self._stall().again(state)
         for layer in moment.layers if stalled else ():
             trunk = layer.name.startswith("trunk.")
             own = not trunk and layer.name.split(".")[1] in stalled

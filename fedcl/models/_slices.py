@@ -19,7 +19,8 @@ class Slice(nn.Module):
     """The units of a layer that were there for the task.
 
     `open` is 1 where the task uses one, 0 where it does not. `trains` is for rules that fix weights: 0 for a unit whose
-    weights stay, 1 for one that is trained where both ends of a weight are, 2 for one that is trained in any case.
+    weights stay, 1 for one that is trained where both ends of a weight are, 2 for one that is trained in any case and
+    goes if it is not needed, 3 for one that is trained in any case and stays.
     """
 
     open: Tensor

@@ -12,6 +12,7 @@ from small import TINY, merged, model
 
 from fedcl.config import Config, Model
 from fedcl.contracts import Batch, Moment, Step, role
+from fedcl.growth import _den as _den_units
 from fedcl.growth.den import DEN
 from fedcl.growth.prune import Prune
 from fedcl.growth.search import Search
@@ -68,7 +69,7 @@ def test_the_first_task_shrinks_every_weight_by_the_rate_times_l1():
         "hidden__weight": [[0.04, -0.3], [0.3, 0.0]],
         "hidden__bias": [0.04, 1.0],
     }
-    _, found = _den(DEN(l1=0.5, group=100.0, drift=100.0), after, [[1.0, 1.0], [1.0, 1.0]])
+    _, found = _den(DEN(l1=0.5, group=100.0, drift=100.0), after, [[_den_units.FREE] * 2] * 2)
     shrunk = {
         f"{FIRST}.weight": [[0.25, 0.0], [0.0, -0.45]],
         f"{FIRST}.bias": [0.0, -0.25],
@@ -100,6 +101,25 @@ def test_selected_weights_are_pulled_half_way_and_all_others_go_back():
     assert found[f"{SECOND}.weight"][0, 1] == before[f"{SECOND}.weight"][0, 1]  # it reads a unit that does not train
 
 
+def test_the_copy_of_a_split_is_shrunk_one_by_one_and_neither_pulled_nor_pressed_to_go():
+    after = {"layers__0__weight": [[7.0, 7.0], [1.05, -0.02]], "layers__0__bias": [7.0, 0.3]}
+    anchor = {f"anchor/{FIRST}.weight": torch.full((2, 2), 99.0)}
+    rule = DEN(l1=0.5, group=1000.0, drift=1000.0)
+    _, found = _den(rule, after, [[0.0, _den_units.FREE], [0.0, 0.0]], anchor)
+    torch.testing.assert_close(found[f"{FIRST}.weight"][1], torch.tensor([1.0, 0.0]))
+    assert found[f"{FIRST}.bias"][1].item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("trains", "anchored"), [(_den_units.FREE, False), (0.0, True), (1.0, True)])
+def test_a_hospital_is_held_to_what_was_learned_before_and_to_nothing_where_nothing_was(trains, anchored):
+    net = _net()
+    names = ("gates.t1.trunk.layers-0.trains", "gates.t1.trunk.layers-1.trains")
+    ctx = context(net, task=1, stage=3, buffers={name: torch.full((2,), trains) for name in names})
+    memory = DEN().begin_task(ctx, _params(net), {})
+    assert bool(memory) == anchored
+    assert all(name.startswith("anchor/trunk.") for name in memory)
+
+
 @pytest.mark.parametrize("drift", [0.0, 0.5, 30.0])
 def test_the_drift_is_a_proximal_step(drift):
     """Where it ends, w' − w + η λ (w' − W^{t−1}) = 0."""
@@ -127,7 +147,8 @@ def test_a_new_unit_is_shrunk_as_a_group_and_old_weights_stay(incoming, left):
     torch.testing.assert_close(found[f"{FIRST}.weight"][1], torch.tensor(left))
     torch.testing.assert_close(found[f"{SECOND}.weight"][1], torch.tensor([4.5, 6.0]))  # 10 becomes 7.5
     assert found[f"{SECOND}.weight"][0, 1].item() == pytest.approx(0.2)  # of an old unit, from a new one: ℓ1 alone
-    assert [found[f"{layer}.bias"][1].item() for layer in (FIRST, SECOND)] == pytest.approx([0.25, 0.0])
+    kept = 0.25 if any(left) else 0.0  # a unit that reads nothing answers 0, so that nothing is missed when it goes
+    assert [found[f"{layer}.bias"][1].item() for layer in (FIRST, SECOND)] == pytest.approx([kept, 0.0])
     for name in (f"{FIRST}.weight", f"{FIRST}.bias", f"{SECOND}.bias"):
         assert torch.equal(found[name][0], before[name][0]), name
     assert found[f"{SECOND}.weight"][0, 0] == before[f"{SECOND}.weight"][0, 0]
