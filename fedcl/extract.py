@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from fedcl import structure
 from fedcl.contracts import FedclError
-from fedcl.models import _slices
+from fedcl.models import _masks, _slices
 from fedcl.models.dynamic_net import DynamicNet
 
 
@@ -19,7 +19,8 @@ from fedcl.models.dynamic_net import DynamicNet
 def extract(net: DynamicNet, task: str) -> DynamicNet:
     """A net of its own for one task, without units that the task has not met or that are closed for it.
 
-    Answers are those of `net`, up to the order of sums. Closed heads, channels and units cost nothing any more.
+    Answers are those of `net`, up to the order of sums. Closed heads, channels and units cost nothing any more; masks
+    of other kinds than slices are multiplied in.
 
     Raises:
         FedclError: the net has no module of the task.
@@ -42,6 +43,11 @@ def extract(net: DynamicNet, task: str) -> DynamicNet:
             for name in structure.reader(task, params) if layer.features else ():
                 params[name] = structure.select(params[name], 1, closed.nonzero()[:, 0], layer.features)
         params |= {f"trunk.{name}": value for name, value in view.items()}
+    elif net.masks != "none":  # what the masks make of the trunk, as weights
+        params |= {
+            f"trunk.{name}": value for name, value in _masks.seen(net.trunk, cast(nn.ModuleDict, gate.trunk)).items()
+        }
+    if net.masks != "none":
         del gate.trunk
         params = {name: value for name, value in params.items() if f"gates.{task}.trunk." not in name}
     params = structure.drop(params, structure.module(task, params), params[f"gates.{task}.mask"] > 0, ())

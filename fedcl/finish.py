@@ -32,17 +32,12 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
         prepared = infer.prepare(group.statistics)
         run.save_tensors(name, group.params | {f"{_INFER}{key}": value for key, value in prepared.items()})
     group = max(state.groups, key=lambda group: len(group.params))  # where each is alone: who knows most tasks
-    net = restore(config, federation, group.params)
     last = {
         "stage": len(federation.schedule) - 1,
         "round": len(federation.schedule) * config.train.rounds - 1,
     }
     last |= {"phase": "final", "client": None, "task": None}  # type: ignore[dict-item]
-    prepared = infer.prepare(group.statistics)
-    start = restore(config, federation, group.params, values=False)
-    figures = {"latency_ms": latency(net, federation, config, prepared)} | size(net.sizes(), start.sizes())
-    if config.model.growth != "none":
-        figures["latency_start_ms"] = latency(start, federation, config, prepared)
+    figures = net_costs(config, federation, group.params, infer.prepare(group.statistics))
     result = Result.load(run.path)
     if result.pooled_auroc.size and np.isfinite(result.pooled_auroc[-1]).any():
         figures["average_auroc"] = float(np.nanmean(result.pooled_auroc[-1]))
@@ -53,12 +48,35 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
     run.log({**last, "name": n, "value": v} for n, v in metrics.items() if n not in figures)
 
 
-def size(now: Mapping[str, int], start: Mapping[str, int]) -> dict[str, float]:
+def net_costs(config: Config, federation: Federation, params: Params, prepared: Params) -> dict[str, float]:
+    """`size` and `latency_ms`, with `latency_start_ms` where the net could grow.
+
+    Modules that stay at their hospitals are as large as they were built; where they grow there, nobody knows how large
+    they are, and the figures are NaN.
+    """
+    met = {task for stage in federation.schedule for client in stage for task in client}
+    away = config.federation.merger == "personal"
+    held = [task for task in federation.tasks if task.index in met and (away or _has(params, task.id))]
+    start = built(
+        config, federation.shape, federation.outputs(config.model.heads), {t.id: len(t.classes) for t in held}
+    )
+    grows = config.model.growth != "none"
+    if away and grows:
+        return dict.fromkeys(("latency_ms", "latency_start_ms", "parameter_growth", "capacity"), math.nan)
+    net = start if away else restore(config, federation, params)
+    figures = {"latency_ms": latency(net, federation, config, prepared)}
+    if grows:
+        figures["latency_start_ms"] = latency(start, federation, config, prepared)
+    return figures | size(net.sizes(), start.sizes(), len(met))
+
+
+def size(now: Mapping[str, int], start: Mapping[str, int], tasks: int) -> dict[str, float]:
     """How large the net has become.
 
     Args:
         now: parameters of the trunk and of each module, at the end.
         start: of the same net as it was built, before it grew.
+        tasks: how many it was trained on, ≥ 1.
 
     Returns:
         parameter_growth: all by those of the first task's net as it was built; capacity: all by those of separate
@@ -67,7 +85,7 @@ def size(now: Mapping[str, int], start: Mapping[str, int]) -> dict[str, float]:
     modules = [part for part in start if part != "trunk"]
     single = start["trunk"] + (start[modules[0]] if modules else 0)
     growth = sum(now.values()) / single
-    return {"parameter_growth": growth, "capacity": growth / max(len(modules), 1)}
+    return {"parameter_growth": growth, "capacity": growth / tasks}
 
 
 def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:
@@ -117,26 +135,33 @@ def read(path: Path) -> tuple[Params, Params]:
     return {name: value for name, value in tensors.items() if not name.startswith(_INFER)}, marked
 
 
-def restore(config: Config, federation: Federation, params: Params, values: bool = True) -> DynamicNet:
-    """A net in evaluation mode with the task modules that these parameters name; it holds them, or its own start."""
+def restore(config: Config, federation: Federation, params: Params) -> DynamicNet:
+    """A net in evaluation mode with the task modules that these parameters name; it holds them."""
     sizes = {task.id: len(task.classes) for task in federation.tasks}
-    outputs = federation.outputs(config.model.heads)
-    return rebuild(config, federation.shape, outputs, sizes, params, values)
+    return rebuild(config, federation.shape, federation.outputs(config.model.heads), sizes, params)
 
 
 def rebuild(
-    config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int], params: Params, values: bool = True
+    config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int], params: Params
 ) -> DynamicNet:
     """The same without the federation: the shape of a sample, outputs of a head that tasks share, classes by task."""
+    net = built(config, shape, outputs, {task: size for task, size in sizes.items() if _has(params, task)})
+    structure.resize(net, params)
+    net.load_state_dict(params)
+    return net
+
+
+def built(config: Config, shape: tuple[int, ...], outputs: int, sizes: Mapping[str, int]) -> DynamicNet:
+    """A net in evaluation mode as a run of this config starts it, with modules of these tasks: classes by task."""
     with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, shape, outputs)
         for task, size in sizes.items():
-            if any(name.startswith((f"tasks.{task}.", f"gates.{task}.")) for name in params):
-                net.add_task(task, size, config.model.expansion_units)
-    if values:
-        structure.resize(net, params)
-        net.load_state_dict(params)
+            net.add_task(task, size, config.model.expansion_units)
     return net.eval()
+
+
+def _has(params: Params, task: str) -> bool:
+    return any(name.startswith((f"tasks.{task}.", f"gates.{task}.")) for name in params)
 
 
 @torch.no_grad()

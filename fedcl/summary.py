@@ -70,11 +70,12 @@ def costs(result: Result) -> RenderableType:
     rows = {sent(result): f"{units.size(result.bytes_down)} down, {up}, {_phases(result)}"}
     sizes = [r.value for r in result.records if r.phase == "model" and r.task is None and r.name == "parameters"]
     if sizes:
-        growth = result.metrics.get("parameter_growth", sizes[-1] / sizes[0])
-        rows["parameters"] = f"{units.count(sizes[-1])}, {growth:.2f} × those of the first task's net"
-        if "capacity" in result.metrics:
-            rows["parameters"] += f", {100 * result.metrics['capacity']:.0f} % of a net for each task"
-    if "latency_ms" in result.metrics:
+        known = {name: value for name, value in result.metrics.items() if math.isfinite(value)}
+        rows["parameters"] = units.count(sizes[-1])
+        if "parameter_growth" in known:
+            rows["parameters"] += f", {known['parameter_growth']:.2f} × those of the first task's net"
+            rows["parameters"] += f", {100 * known['capacity']:.0f} % of a net for each task"
+    if math.isfinite(result.metrics.get("latency_ms", math.nan)):
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
         if "latency_start_ms" in result.metrics:
             rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms before it grew"

@@ -61,6 +61,9 @@ def export(
     licence: Annotated[
         str, typer.Option("--license", metavar="NAME", help="Of the model, for its card; default unknown.")
     ] = "",
+    task: Annotated[
+        str, typer.Option("--task", metavar="ID", help="Only this task's net, without what it does not use.")
+    ] = "",
 ) -> None:
     """Write a finished run's merged model as one file, and a model card beside it."""
     from fedcl import export as exports
@@ -71,10 +74,11 @@ def export(
     with terminal.told(FedclError, code=2):
         exports.form_of(output, form)
     with terminal.told(FedclError):
-        done = exports.export(run, output, int8, form, licence)
+        done = exports.export(run, output, int8, form, licence, task)
     if done.distance is None:
-        whole = units.size(done.bytes_float)
-        typer.echo(f"{output}: {f'{units.size(done.bytes)} of {whole} as float32' if int8 else whole}")
+        part = f" of {units.size(done.bytes_float)} as float32" if int8 else ""
+        part = f", of {units.size(done.bytes_float)} for all tasks" if task else part
+        typer.echo(f"{output}: {units.size(done.bytes)}{part}")
     else:
         size = units.size(output.stat().st_size)
         typer.echo(f"{output}: {size}; its logits are the run's to {done.distance:.1e} on random samples")

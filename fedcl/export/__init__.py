@@ -24,6 +24,7 @@ from fedcl.config import Config, Run
 from fedcl.contracts import FedclError, Params, role
 from fedcl.export import card, program
 from fedcl.export.net import Exported as Exported
+from fedcl.extract import extract
 from fedcl.results import Result
 
 FORMAT = "fedcl-export-1"
@@ -36,7 +37,7 @@ class Written:
     """What an export came to."""
 
     bytes: int  # of the tensors
-    bytes_float: int  # of the same as float32
+    bytes_float: int  # of the whole net as float32
     accuracies: tuple[tuple[str, float, float], ...]  # (task known or inferred, the run's model, the file's)
     unscored: str  # why there are none; "" if there are
     card: Path  # the model card
@@ -54,7 +55,7 @@ def form_of(output: Path, form: str = "") -> str:
     return form or program.FORMATS.get(output.suffix, FORMATS[0])
 
 
-def export(run: Path, output: Path, int8: bool = False, form: str = "", licence: str = "") -> Written:
+def export(run: Path, output: Path, int8: bool = False, form: str = "", licence: str = "", task: str = "") -> Written:
     """Write the final merged model of a run and its model card; score it on the run's test data if they are at hand.
 
     Args:
@@ -63,26 +64,30 @@ def export(run: Path, output: Path, int8: bool = False, form: str = "", licence:
         int8: quantise weights; safetensors only.
         form: one of FORMATS; "" goes by the file's suffix.
         licence: of the model, for the card; "" is unknown.
+        task: the id of the only one to answer, by a net without what it does not use (`fedcl.extract`); "" is all.
 
     Raises:
-        FedclError: it is no finished run, there is no one merged model, the extra `onnx` is missing, the file cannot be
-            written, or a program answers otherwise than the net.
+        FedclError: it is no finished run, there is no one merged model or no such task, the extra `onnx` is missing,
+            the file cannot be written, or a program answers otherwise than the net.
     """
     form = form_of(output, form)
     if int8 and form != FORMATS[0]:
         raise FedclError(f"--int8 is for {FORMATS[0]}: a program of format {form} computes in float32")
+    if int8 and task:
+        raise FedclError("--int8 rounds the whole net, whose accuracy is measured; leave out --int8 or --task")
     program.check(form)  # before what takes time
     config = run_dir.read_config(run)
     _check(run, config)
-    params, _ = finish.read(run / "model.safetensors")
-    info = _info(config, _plan(run), params)
+    whole, _ = finish.read(run / "model.safetensors")
+    info = _info(config, _plan(run), whole)
+    params = _alone(whole, info, task) if task else whole
     tensors = params
     if int8:
         net = Exported(params, info).net
         tensors = _quantised(params, [name for name, _ in net.named_parameters()])
         info["int8"] = [name.removesuffix(_SCALE) for name in tensors if name.endswith(_SCALE)]
-    scored, unscored = _scores(run, lambda model: _restored(tensors, info["int8"]))
-    sizes = [sum(value.nbytes for value in each.values()) for each in (tensors, params)]
+    scored, unscored = _scores(run, lambda model: _restored(tensors, info["int8"]) if int8 else model, task)
+    sizes = [sum(value.nbytes for value in each.values()) for each in (tensors, whole)]
     info |= {"bytes": sizes[0], "bytes_float": sizes[1]}
     info["accuracy"] = {name: {"before": before, "after": after} for name, before, after in scored}
     distance = None
@@ -116,6 +121,19 @@ def load_export(path: str | Path) -> Exported:
         return Exported(_restored(tensors, info["int8"]), info)
     except (KeyError, ValueError, RuntimeError) as error:
         raise FedclError(f"{path} is damaged, or of another version of fedcl: {error}") from error
+
+
+def _alone(params: Params, info: dict[str, Any], task: str) -> Params:
+    """One task's net; `info` becomes what is said of it.
+
+    Raises:
+        FedclError: there is no such task, or it shares its head with all.
+    """
+    net = extract(Exported(params, info).net, task)
+    info["tasks"] = [each for each in info["tasks"] if each["id"] == task]
+    info["config"]["model"] |= {"growth": "none", "masks": "none", "weight_norm": False}
+    info["config"]["growth"] = {}
+    return net.state_dict()
 
 
 def _told(scored: Sequence[tuple[str, float, float]]) -> str:
@@ -192,15 +210,19 @@ def _restored(tensors: Params, int8: list[str]) -> Params:
     return params | {name: quantize.restored(tensors[name], tensors[f"{name}{_SCALE}"]) for name in int8}
 
 
-def _scores(run: Path, change: Callable[[Params], Params]) -> tuple[tuple[tuple[str, float, float], ...], str]:
-    """Mean accuracy over tasks on all hospitals' test samples: (…, before, after); or why there is none."""
+def _scores(
+    run: Path, change: Callable[[Params], Params], task: str
+) -> tuple[tuple[tuple[str, float, float], ...], str]:
+    """Mean accuracy over tasks, or one's, on all hospitals' test samples: (…, before, after); or why there is none."""
     try:
         pair = [rescore.rescore(run), rescore.rescore(run, change=change)]
     except FedclError as error:
         return (), str(error)
     found: list[tuple[str, float, float]] = []
-    for title, name in (("task known", "accuracy"), ("task inferred", "accuracy_inferred")):
-        values = [[r["value"] for r in s.rows if r["client"] is None and r["name"] == name] for s in pair]
+    names = (("task known", "accuracy"), ("task inferred", "accuracy_inferred"))
+    for title, name in names[:1] if task else names:
+        rows = [[r for r in s.rows if r["client"] is None and r["name"] == name] for s in pair]
+        values = [[r["value"] for r in each if task in ("", r["task"])] for each in rows]
         before, after = (sum(each) / len(each) for each in values)
         found.append((title, before, after))
     return tuple(found), ""

@@ -39,6 +39,42 @@ def _answers(result, net):
         return net(x, "t1"), finish.restore(config, hospitals, params)(x, "t1")
 
 
+ALONE = {
+    "slices, some units closed": {
+        "model": {"growth": "prune"},
+        "growth": {"prune": {"share": 0.5}},
+        "train": {"rounds": 2},
+    },
+    "gates on units": {"method": "hat"},
+    "owners of weights": {"method": "packnet"},
+    "weights of its own": {"method": "ewc", "model": {"masks": "adaptive"}},
+    "lengths and directions": {"model": {"weight_norm": True}},
+    "no masks": {},
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_one_task_alone_answers_as_in_the_whole_net(run, tmp_path, kind):
+    """The file has its module only; what masks closed is not there, what they scaled is in the weights."""
+    result = run(**{"method": "finetune"} | ALONE[kind])
+    done = export.export(result.path, tmp_path / "t1.safetensors", task="t1")
+    export.export(result.path, tmp_path / "all.safetensors")
+    net, whole = (fedcl.load_export(tmp_path / f"{name}.safetensors") for name in ("t1", "all"))
+    x = torch.rand(9, *net.info["shape"])
+    torch.testing.assert_close(net(x, "t1"), whole(x, "t1"), rtol=0, atol=1e-5)
+    assert set(net.tasks) == {"t1"}
+    assert done.bytes < done.bytes_float
+    known = {r.task: r.value for r in result.records if (r.phase, r.name, r.client) == ("end", "accuracy", None)}
+    assert done.accuracies == (("task known", known["t1"], known["t1"]),)
+
+
+def test_a_task_that_is_not_there_or_rounded_is_refused(digits, tmp_path):
+    with pytest.raises(FedclError, match="'t9' has no module; there are: t0, t1"):
+        export.export(digits.path, tmp_path / "net.safetensors", task="t9")
+    with pytest.raises(FedclError, match="--int8 or --task"):
+        export.export(digits.path, tmp_path / "net.safetensors", int8=True, task="t1")
+
+
 def test_floats_come_back_exactly(digits, tmp_path):
     file = tmp_path / "net.safetensors"
     done = export.export(digits.path, file)

@@ -14,7 +14,11 @@ from fedcl.contracts import FedclError
 CASES = {
     "modules of tasks, normalised inputs": {"data": {"normalize": "train"}},
     "masks over units": {"method": "hat"},
-    "a net that grew": {"model": {"growth": "threshold"}, "growth": {"threshold": {"patience": 1, "window": 1}}},
+    "a net that grew": {
+        "model": {"growth": "threshold"},
+        "growth": {"threshold": {"patience": 1, "window": 1, "ratio": 0.99}},
+        "train": {"rounds": 4},
+    },
 }
 
 
@@ -42,6 +46,7 @@ def _near(found, own):
 @pytest.mark.parametrize("case", CASES)
 def test_torch_export_answers_as_the_run(run, tmp_path, case):
     result = run("run", **CASES[case])
+    assert ("growth" in {record.phase for record in result.records}) == (case == "a net that grew")
     done = export.export(result.path, tmp_path / "net.pt2")
     x, own = _raw(result)
     said = {"fedcl.json": ""}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import merged, model
+from small import TINY, merged, model
 
 from fedcl import federation as federations
 from fedcl import growing, methods
@@ -18,6 +18,7 @@ from fedcl.defaults import fill
 from fedcl.finish import restore
 from fedcl.rescore import rescore
 from fedcl.server import Server
+from fedcl.simulation import simulate
 
 STALLED = {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0}
 RULES = {
@@ -52,6 +53,21 @@ def test_all_hospitals_hold_one_structure_also_who_was_absent(run, rule, monkeyp
         assert held[client, "evaluate", last] == final
     trained = [{client for client, phase, number in held if (phase, number) == ("train", k)} for k in range(12)]
     assert all(len(clients) == 2 for clients in trained)  # so two were absent whenever it grew
+
+
+def test_a_federation_grows_wider_layers_then_heads_then_adapters(tmp_path):
+    """One step in each of three stages; whoever answers last knows all of them."""
+    options = {"dim": 16, "depth": 1, "heads": 2, "adapters": True}
+    vit = _growing("progressive", method="freeze", run={"output": str(tmp_path)}, stream={"tasks": 3})
+    vit = merged(vit, data={"val": 0.2}, growth={"progressive": {"units": 4, "heads": 1, "adapter": 2}})
+    vit = merged({**TINY, "model": {"name": "vit", "options": options, "expansion_units": 8}}, **vit)
+    grown = model(simulate(Config.model_validate(vit)))
+    parts = {"up": [36, 36, 36], "attention-qkv": [2, 3, 3], "adapter": [0, 0, 2]}  # of 32, 2 and 0: by stage
+    for part, met in parts.items():
+        layer = f"blocks-0-{part}"
+        assert [len(grown[f"gates.t{k}.trunk.{layer}.open"]) for k in range(3)] == met
+    assert len(grown["trunk.blocks.0.attention.qkv.weight"]) == 3 * 3 * 8
+    assert len(grown["trunk.blocks.0.adapter.weight"]) == 2
 
 
 @pytest.mark.parametrize(("rule", "kept"), [*((rule, True) for rule in RULES if rule != "den"), ("den", False)])
@@ -231,6 +247,26 @@ def test_a_grown_net_is_read_back_and_rescored(run):
         (
             {"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"consolidate_on": "local"}},
             "consolidate",
+        ),
+        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"compress": "int8"}}, "compression"),
+        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"aggregator": "fedadam"}}, "momentum"),
+        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"merger": "fedavgm"}}, "momentum"),
+        ({"model": {"growth": "den", "options": {"hidden": []}}, "train": {"rounds": 4}}, "hidden layers"),
+        (
+            {"model": {"growth": "den"}, "growth": {"den": {"select": 0.6, "retrain": 0.2, "expand": 0.15}}}
+            | {"train": {"rounds": 4}},
+            "without a round",
+        ),
+        (
+            {"model": {"growth": "den"}, "train": {"rounds": 9, "stream": "hybrid", "consolidate_every": 3}},
+            "hybrid",
+        ),
+        ({"train": {"rounds": 5}}, "after 5 rounds at the earliest"),
+        ({"model": {"growth": "progressive"}, "train": {"rounds": 4}}, "after 5 rounds at the earliest"),
+        ({"model": {"growth": "prune", "weight_norm": True}}, "weight_norm"),
+        (
+            {"model": {"growth": "prune", "name": "resnet18"}, "growth": {"prune": {"where": "trunk"}}},
+            "resnet18",
         ),
         ({"model": {"growth": "threshold+search"}}, "last units"),
         ({"model": {"growth": "search+threshold"}, "growth": {"threshold": {"where": "both"}}}, "last units"),
