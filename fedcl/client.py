@@ -17,7 +17,7 @@ from fedcl.contracts import Aggregator, Batch, Context, Job, Memory, Moment, Par
 from fedcl.device import Device
 from fedcl.exam import Exam
 from fedcl.federation import Federation
-from fedcl.merge import MEASURED, rules
+from fedcl.merge import MEASURED, moving, rules
 from fedcl.methods import Combination
 from fedcl.models._layers import draw_from
 from fedcl.net import Net
@@ -275,7 +275,7 @@ class Client:
 
     def _trained(self, job: Job) -> Params:
         """The parameters of the Job that may move, by name; all others take no gradient."""
-        return self._net.train_only(name for name in job.arrays if self.method.moves(name, job))
+        return self._net.train_only(moving(self.method, job))
 
     def _context(self, client: int, job: Job, task: Task, purpose: str) -> Context:
         return Context(

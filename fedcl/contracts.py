@@ -55,6 +55,7 @@ class Job:
     version: str = ""  # the client memory to start from; "" is an empty one
     broadcast: Memory = field(default_factory=dict)  # what the server half of the method says
     past: tuple[str, ...] = ()  # tasks of earlier stages, whose modules come along; only for methods that ask for them
+    held: tuple[str, ...] = ()  # those of them whose modules only answer: they neither move nor are sent back
     seen: tuple[int, ...] = ()  # global ids of the classes met so far, for shared heads
     # "validate": score the incoming model; "local": score the trained one;
     # "consolidate": do so on the trained one; "begin": the first round of the stage
@@ -152,7 +153,7 @@ class Method:
 
     sends: ClassVar[Literal["task", "round", "both"]] = "task"  # when `upload` and `server` are called
     needs_before: ClassVar[bool] = False  # `edit_update` reads the parameters from before the step
-    needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along, and train along
+    needs_past: ClassVar[bool] = False  # the modules of earlier tasks come along; a client's own may train along
     masks: ClassVar[Masks] = "none"  # through which kind of masks each task sees the trunk
     personal: ClassVar[bool] = False  # a task's module stays at its hospital: federation.merger = "personal"
     watches: ClassVar[bool] = False  # hospitals measure the incoming model's loss on validation samples in each round
@@ -264,9 +265,8 @@ class Method:
 class Aggregator:
     """A rule that merges clients' deltas: for the trunk (aggregators) or for a task's module (mergers).
 
-    A linear rule only needs the weighted mean of the deltas, which the server sums as replies come in, and which
-    secure aggregation can hand it. A rule that is not linear gets all deltas at once. Options are the fields of the
-    (frozen) subclass.
+    A linear rule needs only the weighted mean of the deltas, which secure aggregation can hand it; any other gets all
+    deltas at once, by the same names. Options are the fields of the (frozen) subclass.
     """
 
     linear: ClassVar[bool] = True
@@ -277,7 +277,7 @@ class Aggregator:
         return {}
 
     def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
-        """Many deltas → one; called for rules that are not linear."""
+        """Many deltas → one, if not linear; nothing is `measured` of modules of earlier tasks that trained along."""
         raise TypeError(f"{type(self).__name__} is linear: the server computes its mean")
 
     def step(self, params: Params, delta: Params, state: Memory) -> tuple[Params, Memory]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
 from fedcl import plugins, structure
 from fedcl.config import Config
-from fedcl.contracts import Aggregator, FedclError, Memory, Params, Update, role
+from fedcl.contracts import Aggregator, FedclError, Job, Memory, Params, Update, role
+from fedcl.methods import Combination
 
 MEASURED = "merge/"  # before the name of a parameter: what its rule measured at the client
 
@@ -45,7 +46,8 @@ class Merge:
     """Collects the updates of one round in one group of clients.
 
     A linear rule needs only the running weighted sum; any other gets all deltas at the end. The order of `add` fixes
-    the order of the floating-point sum: callers add by client index.
+    the order of the floating-point sum: callers add by client index. All that bring a part bring the same names of it,
+    since a part is either trained on its task's samples by all of them or trains along at all of them, see `Plan`.
 
     Args:
         aggregator: for what all tasks share, the trunk and a shared head.
@@ -103,12 +105,30 @@ class Merge:
         return self._merger if part else self._aggregator
 
 
+def moving(method: Combination, job: Job) -> list[str]:
+    """The names of a Job's tensors that may move in it: no module's that is held."""
+    return [name for name in job.arrays if role(name) not in job.held and method.moves(name, job)]
+
+
 def misfit(update: Update) -> str:
     """Why what a rule measured at a client cannot be used; "" if it can."""
     for key, value in update.extras.items():
         name = key.removeprefix(MEASURED)
-        if name != key and (name not in update.arrays or value.shape != update.arrays[name].shape):
+        if name == key:
+            continue
+        like = update.arrays.get(name)
+        if like is None or value.shape != like.shape or value.dtype != like.dtype:
             return f"{key} is not what was to be measured"
+    return ""
+
+
+def unmeasured(update: Update, asked: Collection[str]) -> str:
+    """Which of the parameters that a rule was to measure came without, or which others with; "" if none."""
+    found = {key.removeprefix(MEASURED) for key in update.extras if key.startswith(MEASURED)}
+    if missing := sorted(set(asked) - found):
+        return f"{MEASURED}{missing[0]} is missing"
+    if extra := sorted(found - set(asked)):
+        return f"{MEASURED}{extra[0]} was not asked for"
     return ""
 
 

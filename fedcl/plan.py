@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from fedcl import compression, evaluate, infer, privacy, rng, scores
 from fedcl.config import Config
-from fedcl.contracts import Job, Memory, Moment, Params, Phase, Task, Update, role
+from fedcl.contracts import Aggregator, Job, Memory, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
-from fedcl.merge import misfit, rules
+from fedcl.merge import misfit, moving, rules, unmeasured
 from fedcl.methods import Combination
 from fedcl.state import Group, State
 
@@ -31,7 +31,10 @@ class Plan:
         self, config: Config, federation: Federation, method: Combination, owner: Callable[[str], str]
     ) -> None:
         self.config, self.federation, self.method, self._owner = config, federation, method, owner
-        self._stays = rules(config)[1].stays
+        merger = rules(config)[1]
+        self._stays, self._measures = merger.stays, type(merger).measure is not Aggregator.measure
+        masked = config.model.masks not in ("auto", "none")
+        self._parted = not self._stays and (config.model.heads == "task" or masked)  # whether modules are sent
         self.compression, mechanism = compression.build(config), privacy.build(config, method).sums
         self._summed = mechanism is not None and mechanism.sums("evaluate")  # right answers on test samples
         self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
@@ -49,6 +52,38 @@ class Plan:
         """Tasks of some clients in earlier stages that are not among those of now, by index."""
         met = {task.index for s in range(stage) for task in self.tasks(s, clients)}
         return [self.federation.tasks[index] for index in sorted(met - set(now))]
+
+    def current(self, stage: int, clients: Sequence[int]) -> frozenset[str]:
+        """The tasks that some of these clients train in a stage, on samples of the task."""
+        return frozenset(self.federation.tasks[index].id for client in clients for index in self._due(client, stage))
+
+    def senders(self, stage: int, clients: Sequence[int]) -> dict[str, list[int]]:
+        """Who of these clients sends what in a stage, when asked: of the trunk, "", and of each task's module."""
+        found: dict[str, list[int]] = {"": []}
+        along, now = self._along(stage, clients), self.current(stage, clients)
+        for client in (client for client in clients if self._due(client, stage)):
+            own = [self.federation.tasks[index].id for index in self._due(client, stage)]
+            held = self._held(client, stage, along, now)
+            more = [task.id for task in along if task.id not in (*own, *held)]
+            for part in ("", *own, *more) if self._parted else ("",):
+                found.setdefault(part, []).append(client)
+        return found
+
+    def fewest(self) -> dict[str, int]:
+        """By part, the fewest clients that send it in a round: those of a cohort that cannot all do without it."""
+        found: dict[str, int] = {}
+        for stage in range(len(self.federation.schedule)):
+            for clients in self.federation.groups:
+                senders = self.senders(stage, clients)
+                who = {part: len(own) for part, own in senders.items() if own}
+                away = who[""] - self._size(who[""]) if who else 0
+                found |= {part: min(max(n - away, 0), found.get(part, n)) for part, n in who.items()}
+        return found
+
+    def cohorts(self, stage: int, clients: Sequence[int]) -> set[tuple[int, ...]]:
+        """Those of these clients that are asked to train in some round of a stage, where nobody is late."""
+        rounds = range(self.config.train.rounds if self.config.federation.fraction < 1 else 1)
+        return {tuple(self._cohort(Group(tuple(clients)), stage, number)) for number in rounds}
 
     def seen(self, stage: int, clients: Sequence[int]) -> list[int]:
         """Global ids of the classes that some clients have met up to a stage, sorted."""
@@ -114,13 +149,19 @@ class Plan:
                 return f"{name} holds NaN or infinity"
         return infer.misfit(update.extras, asked) or misfit(update)
 
+    def fault(self, client: int, job: Job, update: Update) -> str:
+        """The same, also of what the rule that merges modules measures of each task that is trained."""
+        measures = self._measures and job.phase == "train"
+        asked = {name for name in update.arrays if role(name) in job.tasks} if measures else set()
+        return self.unfit(client, job, update) or unmeasured(update, asked)
+
     def expected(self, parameters: Collection[str], job: Job) -> Params:
         """Of the net's parameters, by name, those whose deltas must come back; of an evaluation, counts by task."""
         if job.phase == "evaluate":
             return evaluate.blank([task for task in self.federation.tasks if task.id in job.tasks])
         if job.phase != "train":
             return {}
-        return {n: v for n, v in job.arrays.items() if n in parameters and self.method.moves(n, job)}
+        return {name: job.arrays[name] for name in moving(self.method, job) if name in parameters}
 
     def on_local(self, number: int) -> bool:
         """Whether clients consolidate in this round, on their own models."""
@@ -137,9 +178,10 @@ class Plan:
         shared: dict[tuple[int, ...], Params] = {}  # one dict for equal needs: it is encoded once
         news: dict[int, Memory] = {}
         jobs = []
+        along, now = self._along(stage, group.clients), self.current(stage, group.clients)
         for client in clients:
             tasks = self._due(client, stage) if phase == "train" else self.federation.schedule[stage][client]
-            past = self.past(stage, group.clients, tasks) if self.method.uses_past else []
+            past = [task for task in along if task.index not in tasks]
             if tasks not in shared:
                 shared[tasks] = self.needed(group.params, [*tasks, *(task.index for task in past)])
             told = state.told.get(client, 0)
@@ -154,10 +196,21 @@ class Plan:
                 version=state.versions.get(client, ""),
                 broadcast=news[told],
                 past=tuple(task.id for task in past),
+                held=self._held(client, stage, past, now),
                 seen=tuple(group.seen),
             )
             jobs.append((client, job))
         return jobs
+
+    def _along(self, stage: int, clients: Sequence[int]) -> list[Task]:
+        """The tasks of some clients in earlier stages, where the method asks for their modules, by index."""
+        return self.past(stage, clients, ()) if self.method.uses_past else []
+
+    def _held(self, client: int, stage: int, past: Sequence[Task], now: Collection[str]) -> tuple[str, ...]:
+        """Of earlier tasks those whose modules a client only asks: it never had them, or some train them `now`."""
+        own = {index for tasks in self.federation.schedule[:stage] for index in tasks[client]}
+        held = (task.id for task in past if task.index not in own or task.id in now)
+        return () if self._stays else tuple(held)
 
     def _due(self, client: int, stage: int) -> tuple[int, ...]:
         """What a client trains: its current tasks, or all so far, where the method starts over in each stage."""
@@ -168,12 +221,15 @@ class Plan:
 
     def _cohort(self, group: Group, stage: int, number: int) -> list[int]:
         clients = [client for client in group.clients if self._due(client, stage)]
-        share = self.config.federation.fraction
-        if share == 1 or len(clients) < 2:
+        size = self._size(len(clients))
+        if size == len(clients):
             return clients
         draw = rng.stream(self.config.seed, "cohort", round=self.overall(stage, number))
-        size = max(1, round(share * len(clients)))
         return sorted(clients[index] for index in draw.permutation(len(clients))[:size])
+
+    def _size(self, present: int) -> int:
+        """How many of the clients that have a task are asked in a round."""
+        return min(max(1, round(self.config.federation.fraction * present)), present)
 
     def _lr(self, number: int) -> float:
         train = self.config.train

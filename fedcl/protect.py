@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,8 @@ from fedcl.audit import Audit
 from fedcl.config import Config
 from fedcl.contracts import Ask, FedclError, Job, Params, Update
 from fedcl.federation import Federation
+from fedcl.masking.roster import Advert, Roster
+from fedcl.masking.roster import Terms as RosterTerms
 from fedcl.mechanism import Asked
 from fedcl.plan import Plan
 from fedcl.privacy import Guard
@@ -195,7 +196,8 @@ def build(config: Config, federation: Federation, plan: Plan, net: nn.Module, ru
             planned would cost more than privacy.max_epsilon.
     """
     guard = privacy.build(config, plan.method)
-    guard.fits(net, _smallest(config, federation))
+    guard.fits(net, min(plan.fewest().values()))
+    _summable(plan, guard)
     empty = Protection(config, federation, plan, guard)
     whole = empty.whole() if guard else []
 
@@ -223,11 +225,19 @@ def _told(statement: Statement) -> dict[str, Any]:
     return {"epsilon": found.pld if math.isfinite(found.pld) else None, "rdp": found.rdp, "text": str(statement)}
 
 
-def _smallest(config: Config, federation: Federation) -> int:
-    """The fewest clients that train a task in a round: those of a cohort that cannot be at another one."""
-    fewest = []
-    for now in federation.schedule:
-        present = sum(map(bool, now))
-        others = present - max(1, round(config.federation.fraction * present))  # who may be left out
-        fewest += [max(count - others, 0) for count in Counter(task for own in now for task in own).values()]
-    return min(fewest)
+def _summable(plan: Plan, guard: Guard) -> None:
+    """Raise FedclError where masked sums of parts that some hospitals share would give one's weight away."""
+    if guard.sums is None:
+        return
+    for stage in range(len(plan.federation.schedule)):
+        (clients,) = plan.federation.groups
+        senders = plan.senders(stage, clients)
+        for cohort in plan.cohorts(stage, clients):
+            owned = {client: {part or "trunk": 1 for part in senders if client in senders[part]} for client in cohort}
+            adverts = {client: Advert(b"", b"", parts) for client, parts in owned.items()}
+            refused = Roster(b"", RosterTerms(guard.sums.cohort), adverts).refused(adverts)
+            for part, why in refused.items():
+                raise FedclError(
+                    f"mechanism 'secagg': stage {stage + 1}: part {part!r} {why}; let the same hospitals be there, "
+                    "or take a method under which modules of earlier tasks do not train along"
+                )

@@ -1,6 +1,7 @@
 """Each hospital's values count by how much its predictions depend on them.
 
-Sends a Fisher diagonal with each update of a module: as many values again.
+Sends a Fisher diagonal with each update of a module: as many values again. It is measured on the round's tasks alone:
+modules of earlier tasks that train along, for methods that ask for them, are merged by samples.
 
 References:
     Matena, Raffel. Merging Models with Fisher-Weighted Averaging. NeurIPS 2022. arXiv 2111.09832.
@@ -37,6 +38,8 @@ class Fisher(Aggregator):
     def measure(self, ctx: Context, params: Params, data: Batch) -> Params:
         """The exact Fisher diagonal of the module, at the hospital's own values."""
         x, y = data.x, data.y
+        if not len(y):  # of a task of which nothing came in this round
+            return {name: torch.zeros_like(value) for name, value in params.items()}
         if 0 < self.samples < len(x):
             chosen = torch.randperm(len(x), generator=ctx.generator)[: self.samples].to(x.device)
             x, y = x[chosen], y[chosen]
@@ -47,9 +50,11 @@ class Fisher(Aggregator):
     def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
         """The precision-weighted mean of deltas, which is that of values, as all start from the same."""
         merged = {}
-        for name in deltas[0]:
-            precisions = [m[name].clamp_min(0) for m in measured]
+        for name, like in deltas[0].items():
+            # In float64: squares and counts that a hospital names may be as large as float32 holds.
+            precisions = [m.get(name, torch.ones_like(like)).double().clamp_min(0) for m in measured]
             floor = self.damping * torch.stack(precisions).mean().clamp_min(1e-12)
             shares = torch.stack([w * (p + floor) for w, p in zip(weights, precisions, strict=True)])
-            merged[name] = (shares * torch.stack([delta[name] for delta in deltas])).sum(0) / shares.sum(0)
+            mean = (shares * torch.stack([delta[name] for delta in deltas])).sum(0) / shares.sum(0)
+            merged[name] = mean.to(like.dtype)
         return merged

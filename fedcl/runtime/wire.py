@@ -103,6 +103,8 @@ def encode_job(job: Job, arrays: ArrayRecord | None = None, broadcast: ArrayReco
         "seen": list(job.seen),
         "flags": list(job.flags),
     }
+    if job.held:
+        head["held"] = list(job.held)
     if job.terms:
         head["terms"] = dict(job.terms)
     content = RecordDict({"job": ConfigRecord({"json": json.dumps(head)})})
@@ -131,6 +133,7 @@ def decode_job(content: RecordDict) -> Job:
         version=head["version"],
         broadcast=decode_arrays(broadcast) if broadcast is not None else {},
         past=tuple(head["past"]),
+        held=tuple(head.get("held", ())),
         seen=tuple(head["seen"]),
         flags=tuple(head["flags"]),
         terms=head.get("terms", {}),

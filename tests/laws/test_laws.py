@@ -14,11 +14,16 @@ from fedcl.runtime.inline import InlineGrid
 from fedcl.simulation import Interrupted, simulate
 
 METHODS = plugins.names("methods")
+RULES = {f"{name} of trunks": {"federation": {"aggregator": name}} for name in plugins.names("aggregators")}
+RULES |= {f"{name} of modules": {"federation": {"merger": name}} for name in plugins.names("mergers")}
+# Whose module is whose differs from stage to stage, and modules of earlier tasks train along.
+BACK = {"method": "replay", "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [2, 1, 2]]}}
+KINDS = {name: {"method": name} for name in METHODS} | {name: BACK | rule for name, rule in RULES.items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_same_seed_twice(run, method):
-    assert_same(run("a", method=method), run("b", method=method))
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_twice(run, kind):
+    assert_same(run("a", **KINDS[kind]), run("b", **KINDS[kind]))
 
 
 def test_another_seed_is_another_run(run):
@@ -52,9 +57,22 @@ def test_optimiser_state_survives_a_resume(run, small, tmp_path, reset, monkeypa
     assert any(not torch.equal(value, forgetful[name]) for name, value in model(whole).items())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_order_of_arrival_does_not_matter(run, method, monkeypatch):
-    straight = run("straight", method=method)
+@pytest.mark.parametrize("saves", [1, 3, 4])  # within the first stage, after it, within the second
+@pytest.mark.parametrize("reset", ["round", "never"])
+def test_what_the_server_remembers_survives_a_resume(run, small, tmp_path, reset, saves, monkeypatch):
+    changes = {"train": {"reset": reset}, "federation": {"aggregator": "fedadam", "merger": "fedavgm"}}
+    whole = run("whole", method="finetune", **changes)
+    config = small(method="finetune", **changes, run={"output": str(tmp_path / "parts"), "checkpoint_every": 1})
+    stop_after(monkeypatch, saves)
+    with pytest.raises(Interrupted):
+        simulate(config)
+    monkeypatch.undo()
+    assert_same(whole, simulate(config))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_arrival_does_not_matter(run, kind, monkeypatch):
+    straight = run("straight", **KINDS[kind])
     pull = InlineGrid.pull_messages
     shuffle = random.Random(0)
 
@@ -64,7 +82,7 @@ def test_order_of_arrival_does_not_matter(run, method, monkeypatch):
         return pull(self, ids)
 
     monkeypatch.setattr(InlineGrid, "pull_messages", shuffled)
-    assert_same(straight, run("shuffled", method=method))
+    assert_same(straight, run("shuffled", **KINDS[kind]))
 
 
 def test_freeze_forgets_nothing_and_finetune_most(tmp_path):

@@ -25,6 +25,7 @@ CASES |= {
         "model": {"growth": "threshold"},
         "growth": {"threshold": {"ratio": 0.99, "window": 1, "patience": 2, "smallest": 0.0, "where": "both"}},
     },
+    "modules that are only asked": {"method": "lwf", "stream": {"schedule": "shuffled"}},
     "another domain": {"stream": {"kind": "domain"}},
 }
 

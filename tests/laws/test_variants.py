@@ -116,6 +116,18 @@ VARIANTS = {
     "a stream that consolidates": {"train": {"stream": "hybrid", "consolidate_every": 1}},
     "a curriculum": {"method": "replay", "train": {"order": "curriculum"}},
     "a head by place": {"model": {"heads": "domain", "options": {"hidden": [16]}}, "method": "lwf"},
+    "modules that train along, by precision, and tasks come back": {
+        "method": "replay",
+        "federation": {"merger": "fisher"},
+        "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
+    },
+    "gates that are asked alone": {"method": "lwf+hat", "stream": {"schedule": "shuffled"}},
+    "momentum of the server, kept": {
+        "method": "lwf+hat",
+        "federation": {"aggregator": "fedavgm", "merger": "fedadam"},
+        "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},
+        "train": {"reset": "never"},
+    },
     "masks, and tasks come back": {
         "method": "packnet",
         "stream": {"schedule": "table", "table": [[0, 1, 0], [1, 0, -1], [0, -1, 1]]},

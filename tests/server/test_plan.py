@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from flwr.app import Message
 from small import model
 
-from fedcl import federation, methods
+from fedcl import defaults, federation, methods
 from fedcl.contracts import role
 from fedcl.models import dynamic_net
 from fedcl.plan import Plan
@@ -29,6 +31,29 @@ def test_only_the_trunk_and_the_own_module_are_sent(small):
     for stage, task in enumerate(("t0", "t1", "t2")):
         for _, job in plan.training(state, state.groups[0], stage, 0):
             assert {role(name) for name in job.arrays} == {"", task}
+
+
+@pytest.mark.parametrize("method", ["finetune", "lwf", "hat", "lwf+hat", "cumulative"])
+@pytest.mark.parametrize("seed", range(3))
+def test_all_that_send_a_part_send_the_same_names_of_it(small, method, seed):
+    """Whatever the schedule: a rule that merges gets deltas that are alike."""
+    clients, draw = 5, random.Random(seed)
+    table = [[draw.randrange(-1, 3) for _ in range(clients)] for _ in range(4)]
+    stream = {"schedule": "table", "table": [row if any(t >= 0 for t in row) else [0] * clients for row in table]}
+    more = {"federation": {"clients": clients}, "partition": {"name": "iid"}}
+    plan, state = _plan(defaults.fill(small(method=method, stream=stream, **more)))
+    (group,), along = state.groups, False
+    for stage in range(len(table)):
+        found: dict[str, dict[int, set[str]]] = {}
+        for client, job in plan.training(state, group, stage, 0):
+            for name in plan.expected(job.arrays, job):
+                found.setdefault(role(name), {}).setdefault(client, set()).add(name)
+            had = {t for row in table[:stage] if (t := row[client]) >= 0}
+            along = along or bool({role(name) for name in plan.expected(job.arrays, job)} - {"", *job.tasks})
+            assert {role(n) for n in plan.expected(job.arrays, job)} <= {"", *job.tasks, *(f"t{t}" for t in had)}
+        assert all(names == own for part in found.values() for names in part.values() for own in part.values())
+        assert {part: sorted(own) for part, own in found.items()} == plan.senders(stage, group.clients)
+    assert along == ("lwf" in method)
 
 
 def test_the_cohort_is_a_function_of_the_round(small):
