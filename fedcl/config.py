@@ -78,7 +78,7 @@ class Train(Section):
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     """Over the rounds of a stage: `cosine` to 0, `step` × 0.1 at 60 % and 85 %."""
     reset: Literal["round", "task", "never"] = "round"
-    """When the optimiser's state is forgotten."""
+    """When the optimiser's state is forgotten; what the server's rules remember is with each stage, or never."""
     stream: Literal["offline", "online", "hybrid"] = "offline"
     """`offline`: epochs over the task's samples in each round; `online`: they arrive over the rounds of the stage, and
     each is trained on once; `hybrid`: online, and what a method keeps is taken every `consolidate_every` rounds."""

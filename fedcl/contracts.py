@@ -281,11 +281,11 @@ class Aggregator:
         raise TypeError(f"{type(self).__name__} is linear: the server computes its mean")
 
     def step(self, params: Params, delta: Params, state: Memory) -> tuple[Params, Memory]:
-        """Apply the merged delta: (params, delta, state) → (params, state)."""
+        """Apply the merged delta: (params, delta, state) → (params, state); what that leaves out stays in the state."""
         return {name: value + delta[name] for name, value in params.items()}, state
 
     def across(self, modules: Mapping[str, Params]) -> Mapping[str, Params]:
-        """After a round: all modules that were trained in it, by task, and what they become beside each other."""
+        """After a round: the modules of its current tasks, by task, and what they become beside each other."""
         return modules
 
 

@@ -52,10 +52,11 @@ class Merge:
     Args:
         aggregator: for what all tasks share, the trunk and a shared head.
         merger: for task modules and gates.
+        current: the tasks of the round, whose modules are merged across; None is all that come.
     """
 
-    def __init__(self, aggregator: Aggregator, merger: Aggregator) -> None:
-        self._aggregator, self._merger = aggregator, merger
+    def __init__(self, aggregator: Aggregator, merger: Aggregator, current: Collection[str] | None = None) -> None:
+        self._aggregator, self._merger, self._current = aggregator, merger, current
         self._sums: dict[str, Params] = {}
         self._kept: dict[str, list[tuple[Params, Params]]] = {}  # deltas, and what the rule measured of them
         self._weights: dict[str, list[float]] = {}
@@ -93,9 +94,10 @@ class Merge:
                 delta = rule.reduce(deltas, weights, measured)
             current = {name: params[name] for name in delta}
             state = structure.fit(states.get(part, {}), current)
-            moved, states[part] = rule.step(current, delta, state)
+            moved, news = rule.step(current, delta, state)
+            states[part] = state | news  # another round may bring other names of the part
             params |= moved
-            if part:
+            if part and (self._current is None or part in self._current):
                 modules[part] = moved
         for moved in self._merger.across(modules).values():
             params |= moved

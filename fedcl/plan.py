@@ -38,6 +38,8 @@ class Plan:
         self.compression, mechanism = compression.build(config), privacy.build(config, method).sums
         self._summed = mechanism is not None and mechanism.sums("evaluate")  # right answers on test samples
         self.consolidates = "end_task" in method.hooks() or infer.needs_statistics(config.model)
+        # Whether what the server's rules remember goes on from stage to stage.
+        self.carries = config.train.reset == "never" and not method.starts_over
 
     def overall(self, stage: int, number: int) -> int:
         """A stage's round, counted over the whole run."""

@@ -120,7 +120,7 @@ class Server:
         for group in self.state.groups:
             if self.method.starts_over and not resumed:  # from the weights that everybody started with
                 group.params = {name: value.detach().clone() for name, value in fresh.items() if name in group.params}
-                group.rules = {}
+            group.rules = group.rules if resumed or self._plan.carries else {}
             tasks = self._plan.tasks(stage, group.clients)
             group.seen = self._plan.seen(stage, group.clients)
             new = fresh | growing.modules(self.config, self._net, group.params, tasks)
@@ -145,7 +145,7 @@ class Server:
         records, collections, uploads = list[dict[str, Any]](), list[Collection](), Uploads()
         for group in self.state.groups:
             self._catch_up(group)
-            merge = Merge(self._aggregator, self._merger)
+            merge = Merge(self._aggregator, self._merger, self._plan.current(stage, group.clients))
             collection = self._collection(self._plan.training(self.state, group, stage, number), stage, number)
             collections.append(collection)
             sent, metrics = Uploads(), list[growing.Told]()

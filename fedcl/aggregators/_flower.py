@@ -42,7 +42,8 @@ def move(strategy: Any, delta: Params, state: Memory) -> tuple[Params, Memory]:
     rounds = state.get("rounds", torch.tensor(0))
     if state:
         for moment in _MOMENTS:
-            setattr(strategy, moment, {name: state[f"{moment}/{name}"].numpy() for name in delta})
+            known = {name: state.get(f"{moment}/{name}", torch.zeros_like(value)) for name, value in delta.items()}
+            setattr(strategy, moment, {name: value.numpy() for name, value in known.items()})
     step = combine(strategy, [delta], [1.0], int(rounds))
     kept = {
         f"{moment}/{name}": torch.from_numpy(value).to(delta[name].dtype)

@@ -1,5 +1,7 @@
 """Server momentum: v ← βv + Δ, θ ← θ + ηv; Flower's FedAvgM.
 
+v begins anew with each stage, unless train.reset is never.
+
 References:
     Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification.
         arXiv 2019. arXiv 1909.06335.
@@ -36,7 +38,7 @@ class FedAvgM(Aggregator):
         strategy = Strategy(server_learning_rate=self.lr, server_momentum=self.momentum)
         strategy.current_arrays = _flower.record({name: torch.zeros_like(value) for name, value in delta.items()})
         if state:
-            strategy.momentum_vector = [state[name].numpy() for name in delta]
+            strategy.momentum_vector = [state.get(name, torch.zeros_like(v)).numpy() for name, v in delta.items()]
         moved = _flower.combine(strategy, [delta], [1.0])
         kept = strategy.momentum_vector or []
         state = {name: torch.from_numpy(value) for name, value in zip(delta, kept, strict=False)}

@@ -1,5 +1,7 @@
 """Yogi at the server, on the clients' mean delta (Alg. 2); Flower's FedYogi.
 
+The moments begin anew with each stage, unless train.reset is never.
+
 References:
     Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan. Adaptive Federated Optimization. ICLR 2021.
         arXiv 2003.00295.

@@ -1,7 +1,8 @@
 """Modules of different tasks lend each other what is alike: each moves towards those that it resembles.
 
 After Huang et al. 2021 (FedAMP, arXiv 2007.03797), whose attention is between clients' models; here it is between the
-modules of tasks that hospitals trained in the same round. One task in a round is merged by its owners' mean alone.
+modules of tasks that are current in the same round. One task in a round is merged by its owners' mean alone, and so
+are modules of earlier tasks, where the method trains them along.
 
 References:
     Huang, Chu, Zhou, Wang, Liu, Pei, Zhang. Personalized Cross-Silo Federated Learning on Non-IID Data. AAAI 2021.
@@ -24,7 +25,8 @@ class Attention(Aggregator):
     nor what grew. Where none are left, modules are what their owners' mean makes them.
 
     Attributes:
-        share: how much of a module comes from others, in [0, 1); 0 is `weighted`.
+        share: how much of a module comes from others, in [0, 1); 0 is `weighted`. It is a round's, and compounds: of
+            what a module began with, (1 - share)^R is left after R rounds, so take little where there are many.
         temperature: > 0; small listens to the nearest only.
     """
 

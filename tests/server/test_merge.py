@@ -53,6 +53,40 @@ def test_a_rule_that_is_not_linear_gets_all_deltas():
     assert merge.apply(_params(), {})[0]["trunk.w"].item() == 12
 
 
+def test_a_rule_keeps_what_it_remembers_of_names_that_a_round_leaves_out():
+    """The second value is away in the second round; in the third its momentum is that of the first."""
+    rule, one, two = plugins.load("aggregators", "fedavgm")(lr=1.0, momentum=0.5), torch.ones(1), torch.zeros(1)
+    params, states = {"tasks.t0.a": one, "tasks.t0.b": one}, {}
+    for arrays in ({"a": one, "b": one}, {"a": two}, {"a": two, "b": two}):
+        merge = Merge(FEDAVG, rule)
+        merge.add(Update(0, {f"tasks.t0.{name}": value.clone() for name, value in arrays.items()}, 1.0, {}))
+        params, states = merge.apply(params, states)
+    assert params["tasks.t0.a"].item() == pytest.approx(1 + 1 + 0.5 + 0.25)
+    assert params["tasks.t0.b"].item() == pytest.approx(1 + 1 + 0.5)
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi"])
+def test_a_name_that_comes_later_starts_as_in_the_first_round(name):
+    rule, params, states = plugins.load("aggregators", name)(), {"trunk.a": torch.zeros(1)}, {}
+    for names in ("a", "ab"):
+        merge = Merge(rule, WEIGHTED)
+        merge.add(Update(0, {f"trunk.{n}": torch.ones(1) for n in names}, 1.0, {}))
+        params, states = merge.apply({"trunk.b": torch.zeros(1)} | params, states)
+    assert params["trunk.b"].item() > 0
+
+
+def test_across_sees_the_modules_of_the_rounds_tasks_alone():
+    @dataclass(frozen=True)
+    class Swallow(Aggregator):
+        def across(self, modules):
+            return {task: {name: torch.zeros(1) for name in own} for task, own in modules.items()}
+
+    merge = Merge(FEDAVG, Swallow(), current={"t0"})
+    merge.add(_update(0, 1.0, trunk__w=[1.0], tasks__t0__w=[1.0], tasks__t1__w=[1.0]))
+    params, _ = merge.apply(_params(), {})
+    assert [params[f"tasks.{task}.w"].item() for task in ("t0", "t1")] == [0, 11]
+
+
 EXPECTED = {"trunk.w": torch.zeros(2), "tasks.t0.w": torch.zeros(1)}
 
 

@@ -9,6 +9,7 @@ from small import model
 
 from fedcl.client import Client
 from fedcl.contracts import FedclError, role
+from fedcl.merge import Merge
 
 # t0 comes back to hospital 1 alone, when 0 had it too and 2 never; t1 is new to 0 and 2; t2 was that of 2 alone.
 BACK = [[0, 1, 2], [1, 0, 1]]
@@ -81,6 +82,28 @@ def test_the_same_task_later_goes_on_from_what_the_earlier_hospital_left(run, se
     assert all(torch.equal(start[name], left[name]) for name in start if role(name) in ("", "t0"))
     assert all(torch.equal(end[name], left[name] + deltas[name]) for name in mine)
     assert not all(torch.equal(end[name], left[name]) for name in mine)
+
+
+@pytest.mark.parametrize(("reset", "carried"), [("round", False), ("task", False), ("never", True)])
+def test_what_a_rule_remembers_of_an_earlier_stage(run, monkeypatch, reset, carried):
+    found, apply = [], Merge.apply
+
+    def spy(self, params, states, *args):
+        found.append(set(states))
+        return apply(self, params, states, *args)
+
+    monkeypatch.setattr(Merge, "apply", spy)
+    run("run", method="finetune", train={"reset": reset}, federation={"aggregator": "fedavgm", "merger": "fedadam"})
+    assert found[:2] == [set(), {"", "t0"}]
+    assert found[2] == ({"", "t0"} if carried else set())
+    assert found[3] == ({"", "t0", "t1"} if carried else {"", "t1"})
+
+
+def test_modules_of_earlier_tasks_are_not_merged_across(run):
+    """One task at a time: attention has nothing to listen to, though others train along."""
+    changes = {"method": "replay", "train": {"rounds": 1}}
+    plain, mixed = (model(run(name, federation={"merger": name}, **changes)) for name in ("weighted", "attention"))
+    assert all(torch.equal(plain[name], mixed[name]) for name in plain)
 
 
 def test_masked_sums_know_before_what_they_would_refuse(run):
