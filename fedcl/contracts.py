@@ -271,6 +271,7 @@ class Aggregator:
 
     linear: ClassVar[bool] = True
     stays: ClassVar[bool] = False  # a task's module stays at its hospital: it is neither sent nor merged
+    least: ClassVar[int] = 0  # answers with which it holds as it says although some are faulty; 0: it does not say so
 
     def measure(self, ctx: Context, params: Params, data: Batch) -> Params:
         """Client half, after a round's training on a task: of each of these parameters what `reduce` needs, like it."""

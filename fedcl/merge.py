@@ -42,6 +42,31 @@ def _options(config: Config, rule: str) -> dict[str, object]:
     return dict(given.get(used, {}))
 
 
+def cautions(config: Config, fewest: Mapping[str, int]) -> list[str]:
+    """Where a rule that is to hold against faulty answers has too few of them, in plain words.
+
+    Args:
+        config: the experiment.
+        fewest: by part, "" for what all share, the answers of a round at least.
+    """
+    said = []
+    aggregator, merger = rules(config)
+    named = config.federation.aggregator, config.federation.merger
+    used = named[0], named[0] if named[1] == "auto" else named[1]
+    for name, rule, shared in zip(used, (aggregator, merger), (True, False), strict=True):
+        few = [
+            f"{part or 'the trunk'} {max(n, 1)}"
+            for part, n in sorted(fewest.items())
+            if n < rule.least and shared != bool(part)
+        ]
+        if few and config.federation.kind == "federated":
+            said.append(
+                f"{name} holds with {rule.least} answers or more, and some round has fewer: of {', '.join(few)}. Of so "
+                "few, median, trimmed-mean and krum take the median, which holds against none of one or two"
+            )
+    return said
+
+
 class Merge:
     """Collects the updates of one round in one group of clients.
 

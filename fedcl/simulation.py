@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,11 +80,11 @@ def simulate(
         _track_finished(config)
         return Result.load(config.directory())
     federation = federation or meet(config, samples)
-    _probe(config, federation)  # all before anything is written
+    told = _probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
         with _threads(config.run.threads), polite_interrupt(notify) as stop:
-            _run(config, federation, run, notify, stop)
+            _run(config, federation, run, notify, stop, told)
         return Result.load(run.path)
     finally:
         run.close()
@@ -113,17 +113,22 @@ def check(config: Config) -> None:
     tracking.check(config)
 
 
-def _probe(config: Config, federation: Federation) -> None:
-    """Build once what clients and server will build, so that a bad option ends the run before it begins."""
+def _probe(config: Config, federation: Federation) -> list[str]:
+    """Build once what clients and server will build, so that a bad option ends the run before it begins.
+
+    Returns what the user is to know before, in plain words.
+    """
     augment.build(config.data.augment)
     with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
     method = methods.build(config)
     if method.watches and not federation.counts()[:, :, VAL].any():
         raise FedclError("growth is decided by the loss of validation samples, but there are none; set data.val")
-    protect.build(config, federation, Plan(config, federation, method, net.owner), net)
+    plan = Plan(config, federation, method, net.owner)
+    protect.build(config, federation, plan, net)
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
+    return merge.cautions(config, plan.fewest())
 
 
 def _identified(config: Config, samples: Samples) -> Config:
@@ -141,6 +146,7 @@ def _run(
     run: RunDir,
     notify: Callable[[Event], None],
     stop: Callable[[], bool],
+    told: Sequence[str],
 ) -> None:
     method = methods.build(config)
     store = Store(run.path / "clients")
@@ -152,10 +158,12 @@ def _run(
             Event("notice", 0, 0, {"text": f"no checkpoint of {run.path} is whole: the run starts from its beginning"})
         )
     if state is None:
-        told = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
-        run.describe(config, told, federation.rows())
+        about = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
+        run.describe(config, about, federation.rows())
         if single := [task.id for task in federation.tasks if len(task.classes) == 1]:
             text = f"{single[0]} has one class, and is always right where the task is known: read the task inferred"
+            notify(Event("notice", 0, 0, {"text": text}))
+        for text in told:
             notify(Event("notice", 0, 0, {"text": text}))
     before = state.seconds if state else 0.0
     inline = config.run.runtime == "inline"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, FedMedian
 
 from fedcl.contracts import Memory, Params
 
@@ -31,6 +31,11 @@ def combine(strategy: FedAvg, deltas: Sequence[Params], weights: Sequence[float]
     assert found is not None  # it had replies
     like = deltas[0]
     return {name: torch.from_numpy(array.numpy()).to(like[name].dtype) for name, array in found.items()}
+
+
+def median(deltas: Sequence[Params], weights: Sequence[float]) -> Params:
+    """The median of each value; of an even number of deltas, the mean of the middle two."""
+    return combine(FedMedian(), deltas, weights)
 
 
 def move(strategy: Any, delta: Params, state: Memory) -> tuple[Params, Memory]:

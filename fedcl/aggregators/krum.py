@@ -18,7 +18,8 @@ from fedcl.contracts import Aggregator, Params
 class Krum(Aggregator):
     """θ ← θ + Δ_c with the smallest sum of squared distances to its n - f - 2 nearest others.
 
-    Its guarantee asks for n ≥ 2f + 3 answers. With `keep` above 1 it is Multi-Krum: the weighted mean of the best.
+    Its guarantee asks for n ≥ 2f + 3 answers; of fewer it takes the median of each value. With `keep` above 1 it is
+    Multi-Krum: the weighted mean of the best.
 
     Attributes:
         malicious: f, how many clients may be faulty, ≥ 0.
@@ -34,7 +35,14 @@ class Krum(Aggregator):
         if self.malicious < 0 or self.keep < 1:
             raise ValueError(f"malicious = {self.malicious} must be ≥ 0, and keep = {self.keep} ≥ 1")
 
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """2f + 3."""
+        return 2 * self.malicious + 3
+
     def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
-        """The chosen delta, or the mean of the chosen ones."""
+        """The chosen delta, or the mean of the chosen ones; the median of fewer than `least`."""
+        if len(deltas) < self.least:
+            return _flower.median(deltas, weights)
         strategy = MultiKrum(num_malicious_nodes=self.malicious, num_nodes_to_select=min(self.keep, len(deltas)))
         return _flower.combine(strategy, deltas, weights)

@@ -7,8 +7,7 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from flwr.serverapp.strategy import FedMedian
+from typing import ClassVar
 
 from fedcl.aggregators import _flower
 from fedcl.contracts import Aggregator, Params
@@ -16,10 +15,11 @@ from fedcl.contracts import Aggregator, Params
 
 @dataclass(frozen=True)
 class Median(Aggregator):
-    """θ ← θ + median_c Δ_c, unweighted: holds while fewer than half of the clients are faulty."""
+    """θ ← θ + median_c Δ_c, unweighted: holds while fewer than half of the clients are faulty, of three or more."""
 
     linear = False
+    least: ClassVar[int] = 3
 
     def reduce(self, deltas: Sequence[Params], weights: Sequence[float], measured: Sequence[Params]) -> Params:
         """The median of each value."""
-        return _flower.combine(FedMedian(), deltas, weights)
+        return _flower.median(deltas, weights)

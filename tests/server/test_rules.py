@@ -8,7 +8,7 @@ import torch
 from fedcl import plugins
 from fedcl.config import Config
 from fedcl.contracts import FedclError, Update
-from fedcl.merge import MEASURED, Merge, misfit, rules
+from fedcl.merge import MEASURED, Merge, cautions, misfit, rules, unmeasured
 
 
 def _rule(kind, name, **options):
@@ -65,6 +65,51 @@ def test_trimmed_mean_leaves_out_one_of_five_at_each_end():
     assert _reduce("aggregators", "trimmed-mean", [[1.0], [2.0], [3.0], [4.0], [1e6]], cut=0.2) == [3.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "enough"),
+    [
+        ("median", {}, 3),
+        ("trimmed-mean", {"cut": 0.2}, 5),
+        ("trimmed-mean", {"cut": 0.3}, 4),
+        ("trimmed-mean", {"cut": 1 / 49}, 50),
+        ("trimmed-mean", {"cut": 0.0}, 0),
+        ("krum", {"malicious": 1}, 5),
+        ("krum", {"malicious": 2}, 7),
+        ("fedavg", {}, 0),
+    ],
+)
+def test_answers_with_which_a_rule_holds(name, options, enough):
+    assert _rule("aggregators", name, **options).least == enough
+
+
+@pytest.mark.parametrize("garbage", range(4))
+@pytest.mark.parametrize("name", ["trimmed-mean", "krum", "median"])
+@pytest.mark.parametrize("count", [3, 4])
+def test_of_fewer_answers_it_is_the_median(name, count, garbage):
+    """One of three or four is garbage, whichever it is: the median of the others' range."""
+    values = [[float(place)] for place in range(count)]
+    values[garbage % count] = [1e6]
+    (found,) = _reduce("aggregators", name, values)
+    assert 0 <= found <= 3
+    assert _reduce("aggregators", name, [[1.0], [5.0]]) == [3.0]
+
+
+def test_few_answers_are_said_before_the_run():
+    def said(fewest, **federation):
+        return cautions(Config.model_validate({"federation": federation}), fewest)
+
+    enough = {"": 5, "t0": 5}
+    assert said(enough, aggregator="krum") == said({"": 1, "t0": 1}) == []
+    (text,) = said({"": 5, "t0": 4, "t1": 2}, aggregator="krum")
+    assert text.startswith("krum holds with 5 answers or more")
+    assert "of t0 4, t1 2. " in text
+    (text,) = said({"": 2, "t0": 2}, aggregator="median", merger="weighted")
+    assert "of the trunk 2. " in text
+    (text,) = said({"": 9, "t0": 4}, merger="trimmed-mean")
+    assert text.startswith("trimmed-mean holds with 5")
+    assert said({"": 1, "t0": 1}, aggregator="krum", kind="local") == []
+
+
 def test_krum_takes_the_delta_amid_its_neighbours():
     values = [[0.0, 0.0], [0.1, 0.0], [0.0, 0.3], [0.2, 0.1], [50.0, 50.0]]
     chosen = _reduce("aggregators", "krum", values, malicious=1)
@@ -86,6 +131,10 @@ def test_fisher_weights_by_precision():
     found = _reduce("mergers", "fisher", values, weights=[10.0, 30.0], measured=precisions, damping=1e-9)
     assert found[0] == pytest.approx((10 * 3 * 1 + 30 * 1 * 3) / (10 * 3 + 30 * 1))
     assert found[1] == pytest.approx(30 * 8 / 40)  # nobody's predictions depend on it: the mean by samples
+    along = _reduce("mergers", "fisher", values, weights=[10.0, 30.0])
+    assert along == pytest.approx([(10 * 1 + 30 * 3) / 40, 30 * 8 / 40])  # nothing was measured
+    huge = _reduce("mergers", "fisher", values, weights=[1e30, 30.0], measured=[[3e38, 3e38], [1.0, 1.0]])
+    assert huge == pytest.approx([1.0, 0.0])
 
 
 def test_attention_is_between_what_tasks_have_in_common():
@@ -135,7 +184,12 @@ def test_what_was_measured_must_be_like_what_it_is_about():
     arrays = {"tasks.t0.w": torch.zeros(2)}
     assert misfit(Update(0, arrays, 1.0, {}, {MEASURED + "tasks.t0.w": torch.zeros(2)})) == ""
     assert "measured" in misfit(Update(0, arrays, 1.0, {}, {MEASURED + "tasks.t0.w": torch.zeros(3)}))
+    assert "measured" in misfit(Update(0, arrays, 1.0, {}, {MEASURED + "tasks.t0.w": torch.zeros(2).long()}))
     assert "measured" in misfit(Update(0, arrays, 1.0, {}, {MEASURED + "trunk.w": torch.zeros(2)}))
+    extras = {MEASURED + "tasks.t0.w": torch.zeros(2), "infer/t0": torch.zeros(1)}
+    assert unmeasured(Update(0, arrays, 1.0, {}, extras), ["tasks.t0.w"]) == ""
+    assert unmeasured(Update(0, arrays, 1.0, {}, {}), ["tasks.t0.w"]) == "merge/tasks.t0.w is missing"
+    assert unmeasured(Update(0, arrays, 1.0, {}, extras), []) == "merge/tasks.t0.w was not asked for"
 
 
 def test_one_rule_chooses_for_all_that_is_shared():
