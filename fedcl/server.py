@@ -226,9 +226,9 @@ class Server:
         """
         for past in sorted(group.snapshots):
             clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
-            last = self.config.train.rounds - 1
-            for client in self._consolidate(group, past, last, clients, group.snapshots[past]):
+            for client in self._consolidate(group, past, self.config.train.rounds - 1, clients, group.snapshots[past]):
                 self.state.late[client].remove(past)
+                self.state.begun.remove(client)  # it answered, but has yet to begin this stage
             if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
 
