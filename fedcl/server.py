@@ -268,7 +268,7 @@ class Server:
             kept = {client: tuple(saved.get(client, "") for saved in self._saved) for client, _ in jobs}
             jobs = [(client, replace(job, keep=kept[client])) for client, job in jobs]
         jobs, note = self._protection.send(jobs), self._protection.note
-        return Collection(jobs, self._expected, on_fault, self._plan.unfit, self._plan.compression, note)
+        return Collection(jobs, self._expected, on_fault, self._plan.unfit(self._net), self._plan.compression, note)
 
     def _expected(self, job: Job) -> Params:
         return self._plan.expected({name for name, _ in self._net.named_parameters()}, job)
