@@ -91,7 +91,7 @@ class FOT(Method):
         sent = [upload for weight, upload in uploads if upload and weight > 0]
         state = dict(state)
         for key in dict.fromkeys(key for upload in sent for key in upload if upload[key].numel()):
-            total = torch.stack([upload[key] for upload in sent if upload[key].numel()]).sum(0).double()
+            total = torch.stack([upload[key].double() for upload in sent if upload[key].numel()]).sum(0)
             name = key.replace("sketch/", "basis/", 1)
             old = state.get(name, torch.zeros(len(total), 0))
             state[name] = _subspace.covering(old, total @ total.T, self.threshold)

@@ -26,6 +26,8 @@ from fedcl._sample_grads import recorded
 from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
 from fedcl.methods import _subspace
 
+_MOST = 1e38  # of R Rᵀ: sums of a few of these are finite, and so is their basis
+
 
 @dataclass(frozen=True)
 class GPM(Method):
@@ -101,6 +103,10 @@ class GPM(Method):
         grams = {f"gram/{name}": _subspace.width(layer) for name, layer in _subspace.layers(net).items()}
         sizes = {key: 0 if key in upload and not upload[key].numel() else size for key, size in grams.items()}
         like = {key: torch.empty(size, size, dtype=torch.float64) for key, size in sizes.items()}
+        if large := [
+            key for key, gram in upload.items() if gram.is_floating_point() and bool((gram.abs() > _MOST).any())
+        ]:
+            return f"{large[0]} is beyond {_MOST:g}, as sums of inputs never are"
         return structure.unlike(upload, like) if upload else ""
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:

@@ -99,3 +99,21 @@ def test_what_is_sent_honestly_is_taken(run, monkeypatch, which, late):
     if "growth" in ALL[which].get("model", {}) and which != "prune":
         sizes = {name: value.shape for name, value in model(result).items()}
         assert sizes["trunk.layers.0.weight"][0] > 16
+
+
+@pytest.mark.parametrize("which", ["gpm", "fot"])
+def test_the_largest_numbers_do_not_end_the_run(run, monkeypatch, which):
+    """What is finite at each hospital, and would not be in a sum over two."""
+    honest = Client.run
+
+    def spoil(self, client, job):
+        update = honest(self, client, job)
+        large = {
+            key: torch.full_like(update.extras[key], torch.finfo(update.extras[key].dtype).max)
+            for key in _own(update.extras)
+        }
+        return dataclasses.replace(update, extras=update.extras | large) if client > 0 and job.stage == 0 else update
+
+    monkeypatch.setattr(Client, "run", spoil)
+    result = run("run", **merged({"stream": {"tasks": 2}}, **UPLOADING[which]))
+    assert all(value.isfinite().all() for value in model(result).values())

@@ -13,6 +13,7 @@ from fedcl.contracts import Batch, FedclError, Moment
 from fedcl.methods import build
 from fedcl.methods.fedprox import FedProx
 from fedcl.methods.fot import FOT
+from fedcl.methods.gpm import GPM
 from fedcl.methods.scaffold import Scaffold
 from fedcl.simulation import simulate
 
@@ -269,6 +270,41 @@ def test_the_basis_is_that_of_all_hospitals_inputs():
     first, second = (torch.nn.functional.linear(x, p["trunk.0.weight"], p["trunk.0.bias"]) for p in (before, kept))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
     assert method.merged(moment, before, after, {})[0] is after  # nothing to protect in the first stage
+
+
+class Idle(Layers):
+    """The same with a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk.add_module("idle", torch.nn.Linear(2, 2))
+
+    def forward(self, x, task=""):
+        return self.trunk[:3](x)
+
+
+@pytest.mark.parametrize(("method", "shape"), [(FOT(columns=2), (5, 2)), (GPM(share="sum"), (5, 5))])
+def test_a_layer_that_is_never_called_sends_nothing_and_gets_no_basis(method, shape):
+    net = Idle()
+    ctx = context(net, forward=lambda named, rows: net(rows))
+    memory = method.end_task(ctx, {}, Batch(torch.randn(20, 4), torch.zeros(20).long()), {})
+    sent = method.upload(memory)
+    (kind,) = {key.partition("/")[0] for key in sent}
+    assert sent[f"{kind}/trunk.0"].shape == shape
+    assert not sent[f"{kind}/trunk.idle"].numel()
+    assert method.misfit(0, net, {}, sent) == method.misfit(0, net, {}, {}) == ""
+    less = {key: value for key, value in sent.items() if key != f"{kind}/trunk.2"}
+    assert method.misfit(0, net, {}, less) == f"{kind}/trunk.2 is missing"
+    state, _ = method.server({}, {}, [(20.0, sent)])
+    assert {key for key in state if "/" in key} == {"basis/trunk.0", "basis/trunk.2"}
+
+
+def test_a_sketch_is_kept_until_the_next_task():
+    net = Layers()
+    ctx = context(net, forward=lambda named, rows: net(rows))
+    kept = FOT().end_task(ctx, {}, Batch(torch.randn(20, 4), torch.zeros(20).long()), {})
+    assert kept
+    assert FOT().begin_task(ctx, {}, kept) == {}
 
 
 def test_too_few_samples_send_no_sketch():
