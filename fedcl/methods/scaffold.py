@@ -20,7 +20,7 @@ round of a stage a hospital has no c_i, and is not corrected; the paper's c_i st
 Option II is derived for plain SGD. With momentum m, the k-th step from rest along one gradient g moves by
 η (1 − m^k) / (1 − m) g, so a round that starts from rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the
 optimiser's state is kept between rounds, by what that comes to in the long run, K η / (1 − m); the first rounds then
-read as less than they were. Adam is refused. So are rules against garbage, as none looks at what c is made of.
+read as less than they were. Adam is refused; so are rules that are not linear, as none of them looks at what c is of.
 Works with the task known or not; keeps three copies of the trunk; sends one more, and gets one.
 
 References:
@@ -129,7 +129,7 @@ class Scaffold(Method):
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """C ← (M c + Σ n_i Δ_i) / (M + Σ_first n_i), M ← M + Σ_first n_i; everybody is told c."""
-        sent = [(weight, upload) for weight, upload in uploads if upload and weight > 0]
+        sent = [(weight, upload) for weight, upload in uploads if upload]
         before = float(state.get("joined", torch.zeros(())))
         joined = before + sum(weight for weight, upload in sent if upload["first"])
         if joined == 0:

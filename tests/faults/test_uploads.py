@@ -30,6 +30,20 @@ VARIANTS = {
         UPLOADING["ewc"], method="ewc+scaffold", federation={"consolidate_on": "local"}
     ),
     "a shared head": merged(UPLOADING["gpm"], model={"heads": "shared"}),
+    "a trunk that stands still": {"method": "freeze+scaffold"},
+    "noise at hospitals": {
+        "method": "scaffold",
+        "privacy": {"mechanism": "client-dp"},
+        "mechanisms": {"client-dp": {"where": "hospital", "noise": 0.1}},
+    },
+    "a stream": merged(
+        UPLOADING["prune"],
+        method="scaffold+ewc",
+        methods={"ewc": SUM},
+        train={"stream": "hybrid", "rounds": 5, "consolidate_every": 2},
+        data={"options": {"samples": 600}},
+        federation={"fraction": 0.7},
+    ),
     "modules of its own": merged(UPLOADING["mas"], federation={"merger": "personal"}),
 }
 ALL = UPLOADING | VARIANTS
@@ -96,7 +110,7 @@ def test_what_is_sent_honestly_is_taken(run, monkeypatch, which, late):
     result = run("run", **ALL[which])
     faults = [(record.client, record.name) for record in result.records if record.phase == "fault"]
     assert faults == [(1, "missing")] * len(away)
-    if "growth" in ALL[which].get("model", {}) and which != "prune":
+    if which == "a net that grows":
         sizes = {name: value.shape for name, value in model(result).items()}
         assert sizes["trunk.layers.0.weight"][0] > 16
 
