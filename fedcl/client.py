@@ -292,7 +292,6 @@ class Client:
             round=job.round % self.config.train.rounds,
             rounds=self.config.train.rounds,
             start=self._here.memory({name: job.arrays[name] for name in job.arrays}) if job.phase == "train" else {},
-            clients=len(self.federation.members),
         )
 
 

@@ -27,7 +27,8 @@ from fedcl.samples import UNASSIGNED as UNASSIGNED
 from fedcl.samples import VAL as VAL
 from fedcl.samples import Samples as Samples
 from fedcl.samples import Task as Task
-from fedcl.structure import Layer
+from fedcl.structure import Layer, misshapen
+from fedcl.structure import role as role
 
 Params = dict[str, Tensor]
 Memory = dict[str, Tensor]
@@ -112,7 +113,6 @@ class Context:
     round: int = 0  # of the stage, which has so many `rounds`
     rounds: int = 1
     start: Mapping[str, Tensor] = field(default_factory=dict)  # what the round began with, of what trains
-    clients: int = 1  # of the whole federation
     again: bool = False  # the client has consolidated this task in an earlier stage: its samples were offered
     progress: float = 0.0  # share of the epoch that is done with this step, in (0, 1]
     labels: Callable[[Task], tuple[int, ...]] = lambda task: tuple(range(len(task.classes)))  # a task's own outputs
@@ -237,8 +237,17 @@ class Method:
         """After `end_task` (or `end_round`, see `sends`): what the server half needs. Raw samples never."""
         return {}
 
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """Why this cannot be a client's `upload`, so that `server` never sees it; "" if it can.
+
+        `params` are the parameters of `net` (their shapes; its own values say nothing) that the client trained in the
+        round, or was sent where `sends` is more than "round". By default a key that ends in "/" and one of their names
+        has that one's shape, and anything may be there or missing.
+        """
+        return misshapen(upload, params)
+
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
-        """Server half: (merged parameters, state, [(samples, upload)]) → (state, broadcast)."""
+        """Server half: (merged parameters, state, [(samples > 0, upload)]) → (state, broadcast)."""
         return state, {}
 
     def synthesize(self, ctx: Context, params: Params, state: Memory) -> tuple[Memory, Memory]:
@@ -288,13 +297,3 @@ class Aggregator:
     def across(self, modules: Mapping[str, Params]) -> Mapping[str, Params]:
         """After a round: the modules of its current tasks, by task, and what they become beside each other."""
         return modules
-
-
-def role(name: str) -> str:
-    """The task that a parameter belongs to, "" for the trunk: `tasks.t0.out.bias` → "t0"."""
-    head, _, rest = name.partition(".")
-    if head == "trunk":
-        return ""
-    if head not in ("tasks", "gates"):
-        raise ValueError(f"parameter {name!r} has no role: names start with trunk., tasks.<task>. or gates.<task>.")
-    return rest.partition(".")[0]

@@ -173,15 +173,9 @@ def check(arrays: Params, expected: dict[str, Tensor]) -> str:
 
     Names, shapes and dtypes must be those that were sent to be trained, and all values finite.
     """
-    if missing := sorted(set(expected) - set(arrays)):
-        return f"{missing[0]} is missing"
-    if extra := sorted(set(arrays) - set(expected)):
-        return f"{extra[0]} was not asked for"
+    if error := structure.unlike(arrays, expected):
+        return error
     for name, value in arrays.items():
-        if value.shape != expected[name].shape:
-            return f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-        if value.dtype != expected[name].dtype:
-            return f"{name} has dtype {value.dtype}, expected {expected[name].dtype}"
         # One pass: NaN and infinities survive a sum.
         if value.is_floating_point() and not bool(value.sum().isfinite()) and not bool(value.isfinite().all()):
             return f"{name} holds NaN or infinity"

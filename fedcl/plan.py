@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from fedcl import compression, evaluate, infer, privacy, rng, scores
 from fedcl.config import Config
 from fedcl.contracts import Aggregator, Job, Memory, Moment, Params, Phase, Task, Update, role
 from fedcl.federation import Federation
-from fedcl.merge import misfit, moving, rules, unmeasured
+from fedcl.merge import MEASURED, misfit, moving, rules, unmeasured
 from fedcl.methods import Combination
 from fedcl.state import Group, State
 
@@ -140,8 +142,16 @@ class Plan:
         own = state.versions if self._stays or self._summed else {}
         return [(client, replace(job, version=own.get(client, ""))) for client in group.clients] if tasks else []
 
-    def unfit(self, client: int, job: Job, update: Update) -> str:
-        """Why what came beside deltas cannot be used; "" if it can."""
+    def unfit(self, net: nn.Module) -> Callable[[int, Job, Update], str]:
+        """What says why that cannot be used which came beside deltas of this net; "" if it can."""
+
+        def of(client: int, job: Job, update: Update) -> str:
+            why = self._unfit(client, job, update) or self._unlike(net, client, job, update)
+            return why or unmeasured(update, self._measured(job, update))
+
+        return of
+
+    def _unfit(self, client: int, job: Job, update: Update) -> str:
         asked = [task for task in self.federation.tasks if task.id in job.tasks]
         if job.phase == "evaluate":
             whose = (evaluate.SUM,) if self._summed else self.federation.members[client]
@@ -151,11 +161,20 @@ class Plan:
                 return f"{name} holds NaN or infinity"
         return infer.misfit(update.extras, asked) or misfit(update)
 
-    def fault(self, client: int, job: Job, update: Update) -> str:
-        """The same, also of what the rule that merges modules measures of each task that is trained."""
+    def _measured(self, job: Job, update: Update) -> set[str]:
+        """The parameters that the rule which merges modules measures: those of each task that is trained."""
         measures = self._measures and job.phase == "train"
-        asked = {name for name in update.arrays if role(name) in job.tasks} if measures else set()
-        return self.unfit(client, job, update) or unmeasured(update, asked)
+        return {name for name in update.arrays if role(name) in job.tasks} if measures else set()
+
+    def _unlike(self, net: nn.Module, client: int, job: Job, update: Update) -> str:
+        """Why this is not what the client half of the method sends; "" if it is."""
+        sent = {n: v for n, v in update.extras.items() if not n.startswith((infer.PREFIX, MEASURED))}
+        if job.phase == "evaluate" or not (sent or update.weight > 0):
+            return ""
+        names = {name for name, _ in net.named_parameters()}
+        params = {name: value for name, value in job.arrays.items() if name in names}
+        when = {"task"} if job.phase != "train" else {"round", "task"} if "consolidate" in job.flags else {"round"}
+        return self.method.unlike(when, client, net, params, self.expected(names, job), sent)
 
     def expected(self, parameters: Collection[str], job: Job) -> Params:
         """Of the net's parameters, by name, those whose deltas must come back; of an evaluation, counts by task."""

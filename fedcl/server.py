@@ -226,9 +226,9 @@ class Server:
         """
         for past in sorted(group.snapshots):
             clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
-            last = self.config.train.rounds - 1
-            for client in self._consolidate(group, past, last, clients, group.snapshots[past]):
+            for client in self._consolidate(group, past, self.config.train.rounds - 1, clients, group.snapshots[past]):
                 self.state.late[client].remove(past)
+                self.state.begun.remove(client)  # it answered, but has yet to begin this stage
             if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
 
@@ -268,7 +268,7 @@ class Server:
             kept = {client: tuple(saved.get(client, "") for saved in self._saved) for client, _ in jobs}
             jobs = [(client, replace(job, keep=kept[client])) for client, job in jobs]
         jobs, note = self._protection.send(jobs), self._protection.note
-        return Collection(jobs, self._expected, on_fault, self._plan.fault, self._plan.compression, note)
+        return Collection(jobs, self._expected, on_fault, self._plan.unfit(self._net), self._plan.compression, note)
 
     def _expected(self, job: Job) -> Params:
         return self._plan.expected({name for name, _ in self._net.named_parameters()}, job)

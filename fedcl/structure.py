@@ -246,3 +246,36 @@ def select(value: Tensor, dim: int, index: Tensor, block: int) -> Tensor:
     """The entries of these units along a dimension."""
     entries = (index[:, None] * block + torch.arange(block)).flatten()
     return value.index_select(dim, entries)
+
+
+def role(name: str) -> str:
+    """The task that a parameter belongs to, "" for the trunk: `tasks.t0.out.bias` → "t0"."""
+    head, _, rest = name.partition(".")
+    if head == "trunk":
+        return ""
+    if head not in ("tasks", "gates"):
+        raise ValueError(f"parameter {name!r} has no role: names start with trunk., tasks.<task>. or gates.<task>.")
+    return rest.partition(".")[0]
+
+
+def misshapen(memory: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> str:
+    """Which key that ends in "/<parameter>" has not that parameter's shape, in words; "" if none."""
+    like = {key: params[name] for key in memory if (name := key.rpartition("/")[2]) in params and name != key}
+    for key, value in like.items():
+        if memory[key].shape != value.shape:
+            return f"{key} has shape {tuple(memory[key].shape)}, expected {tuple(value.shape)}"
+    return ""
+
+
+def unlike(arrays: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """How arrays differ from these in names, shapes or dtypes: the first difference in words; "" if in none."""
+    if missing := sorted(set(expected) - set(arrays)):
+        return f"{missing[0]} is missing"
+    if extra := sorted(set(arrays) - set(expected)):
+        return f"{extra[0]} was not asked for"
+    for name, value in arrays.items():
+        if value.shape != expected[name].shape:
+            return f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+        if value.dtype != expected[name].dtype:
+            return f"{name} has dtype {value.dtype}, expected {expected[name].dtype}"
+    return ""

@@ -66,7 +66,6 @@ class Synthesis:
             generator=rng.torch_stream(self._config.seed, "synthesize", client=group.clients[0], round=overall),
             outputs=net.outputs,
             buffers=net.buffers(params),
-            clients=len(self._federation.members),
             shape=self._federation.shape,
             bounds=bounds and (bounds[0].to(device.torch), bounds[1].to(device.torch)),
         )

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedcl import structure
 from fedcl.config import Config, Masks
-from fedcl.contracts import Context, Memory, Method, Moment, Params, Step
+from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.models.dynamic_net import DynamicNet
 from fedcl.structure import Layer
 
@@ -91,6 +92,14 @@ class Prune(Method):
     def upload(self, memory: Memory) -> Memory:
         """One number a unit."""
         return {key.removeprefix("sent/"): value for key, value in memory.items() if key.startswith("sent/")}
+
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """One number a unit of each layer that trained, for at least one task."""
+        like: Memory = {}
+        for task in {key.partition("/")[0] for key in upload} & set(map(role, params)) or {""}:
+            found = [layer for layer in cast(DynamicNet, net).growable([task]) if layer.rows[0].name in params]
+            like |= {f"{task}/{layer.name}": torch.empty(layer.units(params)) for layer in found}
+        return structure.unlike(upload, like)
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """The hospitals' mean, weighted by samples."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcl import plugins, structure
 from fedcl.config import Config
@@ -215,6 +215,22 @@ class Combination(Method):
         parts = [each for each in self._with("upload", memory) if each[1].sends in (when, "both")]
         return _join({name: part.upload(own) for name, part, own in parts}, {}) if parts else {}
 
+    def unlike(
+        self, when: Collection[str], client: int, net: nn.Module, params: Params, trained: Params, sent: Memory
+    ) -> str:
+        """Why this is not what a client's parts upload after a "round", a "task", or both; "" if it is.
+
+        `params` are the parameters that it was sent, `trained` those of them that moved.
+        """
+        due = [each for each in self._with("upload", sent) if each[1].sends in (*when, "both")]
+        names = {name for name, _, _ in due}
+        if extra := sorted(key for key in sent if key.partition("/")[0] not in names):
+            return f"{extra[0]} was not asked for"
+        for name, part, own in due:
+            if why := part.misfit(client, net, trained if part.sends == "round" else params, own):
+                return f"{name}/{why}"
+        return ""
+
     def absorb(
         self, when: str, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]
     ) -> tuple[Memory, Memory]:
@@ -222,7 +238,7 @@ class Combination(Method):
         states, broadcasts = {}, {}
         for name, part, own in self._with("server", state):
             if part.sends in (when, "both"):
-                views = [(weight, _view(upload, name)) for weight, upload in uploads]
+                views = [(weight, _view(upload, name)) for weight, upload in uploads if weight > 0]
                 states[name], broadcasts[name] = part.server(params, own, views)
         return _join(states, state), _join(broadcasts, {})
 

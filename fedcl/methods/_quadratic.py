@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedcl import structure
 from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
 
 
@@ -97,6 +98,11 @@ class Quadratic(Method):
     def upload(self, memory: Memory) -> Memory:
         """The importance of the task just ended, where hospitals share it."""
         return {key: value for key, value in memory.items() if key.startswith("new/")}
+
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """One importance for each parameter that tasks share."""
+        shared = {f"new/{name}": value for name, value in params.items() if role(name) in ("", "shared")}
+        return structure.unlike(upload, shared)
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Σ_c (n_c/n) Ω_c at the merged parameters, folded into all earlier stages'; broadcast to all hospitals."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,21 @@ def covering(basis: Tensor, gram: Tensor, threshold: float) -> Tensor:
     count = min(count, len(gram) - basis.shape[1])
     joined = torch.cat([old, vectors[:, :count]], 1)
     return torch.linalg.qr(joined)[0].float().contiguous() if joined.shape[1] else basis
+
+
+def layers(net: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers that tasks share and whose inputs can span a basis, by name, in the net's order."""
+    return {
+        name: layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and role(f"{name}.") in ("", "shared")
+    }
+
+
+def width(layer: nn.Linear | nn.Conv2d, biases: bool = True) -> int:
+    """How many inputs a weight's row meets: the columns of `inputs`."""
+    seen = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels * math.prod(layer.kernel_size)
+    return seen + (biases and layer.bias is not None)
 
 
 def gram(layer: nn.Module, calls: Sequence[Tensor]) -> Tensor:

@@ -34,9 +34,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedcl import flat
+from fedcl import flat, structure
 from fedcl.config import Config, Masks
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params, Step, role
 from fedcl.models.dynamic_net import needs_task, pruned
@@ -174,6 +174,27 @@ class FedWeIT(Method):
     def upload(self, memory: Memory) -> Memory:
         """After a round, the mask of what was sent; after a task, A."""
         return {key: value for key, value in memory.items() if key.startswith(("open/", "mine/"))}
+
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """The mask of every layer or of none; and A with its places, in its own name, or no A."""
+        weights = {
+            name.removeprefix("trunk."): params[f"{name}.weight"]
+            for name, layer in net.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and name.startswith("trunk.")
+        }
+        opened = {key: value for key, value in upload.items() if key.startswith("open/")}
+        like = {f"open/{name}": torch.empty(len(value), dtype=torch.bool) for name, value in weights.items()}
+        if why := structure.unlike(opened, like) if opened else "":
+            return why
+        mine = {key.removeprefix(f"mine/{client}/"): value for key, value in upload.items() if key not in opened}
+        if mine and flat.PLACES not in mine:
+            return f"mine/{client}/{flat.PLACES} is missing"
+        try:
+            if mine:
+                flat.dense(mine, flat.count(weights), torch.device("cpu"))
+        except ValueError as error:
+            return f"mine/{client}: {error}"
+        return ""
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Everybody's A of the task that each ended last."""

@@ -5,7 +5,9 @@ inputs on its samples and R [n, r] uniform in [−1, 1]: the sum over hospitals 
 aggregation could hide its parts. The left singular vectors of the sum, less what the basis M has already, are added
 until they cover ε of its energy (as eq. 9 of GPM, Saha et al. 2021). In later stages the server projects each
 round's merged update, ΔW ← ΔW (I − M Mᵀ); hospitals train as they like. A bias is a weight of the constant input 1.
-Works with the task known or not; keeps nothing at a hospital; sends r columns a layer, once a task.
+What tasks share and belongs to no linear layer or convolution (normalisation, tokens) stays as the first stage left it.
+Works with the task known or not; keeps at a hospital what it sent, until its next task begins; sends r columns a layer,
+once a task.
 
 References:
     Bakman, Yaldiz, Ezzeldin, Avestimehr. Federated Orthogonal Training: Mitigating Global Catastrophic Forgetting
@@ -22,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedcl import infer
+from fedcl import infer, structure
 from fedcl._sample_grads import recorded
 from fedcl.contracts import Batch, Context, Memory, Method, Moment, Params, role
 from fedcl.methods import _subspace
@@ -49,20 +51,21 @@ class FOT(Method):
         if not 0 < self.threshold <= 1 or self.columns < 0 or self.samples < 0:
             raise ValueError(f"threshold = {self.threshold} must be in (0, 1], columns and samples ≥ 0")
 
+    def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
+        """Forget what was sent."""
+        return {}
+
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """A R of each layer, at the merged model."""
         if len(data.x) < infer.SMALLEST:  # columns of so few samples would tell them
             return {}
         chosen = torch.randperm(len(data.x), generator=ctx.generator)[: self.samples or None].to(data.x.device)
-        layers = {
-            name: layer
-            for name, layer in ctx.net.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and role(f"{name}.") in ("", "shared")
-        }
+        layers = _subspace.layers(ctx.net)
         with torch.no_grad(), recorded(layers) as calls:
             ctx.forward({}, data.x[chosen])
         sketches = {}
         for name, layer in layers.items():
+            sketches[f"sketch/{name}"] = torch.zeros(0, 0)  # of a layer that the net never calls
             if calls[name]:
                 rows = _subspace.inputs(layer, [call.a for call in calls[name]], self.biases)
                 width = self.columns or rows.shape[1]
@@ -74,12 +77,21 @@ class FOT(Method):
         """The sketches of the task just ended."""
         return memory
 
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """A R of each layer, empty where its inputs are not seen; or nothing at all, of too few samples."""
+        like = {}
+        for name, layer in _subspace.layers(net).items():
+            key, rows = f"sketch/{name}", _subspace.width(layer, self.biases)
+            empty = key in upload and not upload[key].numel()
+            like[key] = torch.empty(0, 0) if empty else torch.empty(rows, self.columns or rows)
+        return structure.unlike(upload, like) if upload else ""
+
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """Extend each layer's basis by what the sum of all sketches adds."""
         sent = [upload for weight, upload in uploads if upload and weight > 0]
         state = dict(state)
-        for key in sent[0] if sent else ():
-            total = torch.stack([upload[key] for upload in sent]).sum(0).double()
+        for key in dict.fromkeys(key for upload in sent for key in upload if upload[key].numel()):
+            total = torch.stack([upload[key].double() for upload in sent if upload[key].numel()]).sum(0)
             name = key.replace("sketch/", "basis/", 1)
             old = state.get(name, torch.zeros(len(total), 0))
             state[name] = _subspace.covering(old, total @ total.T, self.threshold)

@@ -21,10 +21,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedcl import infer
+from fedcl import infer, structure
 from fedcl._sample_grads import recorded
 from fedcl.contracts import Batch, Context, Memory, Method, Params, Step, role
 from fedcl.methods import _subspace
+
+_MOST = 1e38  # of R Rᵀ: sums of a few of these are finite, and so is their basis
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,13 @@ class GPM(Method):
     def end_task(self, ctx: Context, params: Params, data: Batch, memory: Memory) -> Memory:
         """Measure R Rᵀ at the merged model; extend M, unless all hospitals' are added first."""
         chosen = torch.randperm(len(data.x), generator=ctx.generator)[: self.samples].to(data.x.device)
-        layers = {
-            name: layer
-            for name, layer in ctx.net.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and role(f"{name}.") in ("", "shared")
-        }
+        layers = _subspace.layers(ctx.net)
         with torch.no_grad(), recorded(layers) as calls:
             ctx.forward({}, data.x[chosen])
+        none = torch.zeros(0, 0, dtype=torch.float64)  # of a layer that the net never calls: its inputs are not seen
         grams = {
-            name: _subspace.gram(layer, [call.a for call in calls[name]])
+            name: _subspace.gram(layer, [call.a for call in calls[name]]) if calls[name] else none
             for name, layer in layers.items()
-            if calls[name]
         }
         kept = {key: value for key, value in memory.items() if not key.startswith("start/")}
         if self.share == "sum":
@@ -100,11 +98,24 @@ class GPM(Method):
         """R Rᵀ of the task just ended, where hospitals share it."""
         return {key: value for key, value in memory.items() if key.startswith("gram/")}
 
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """R Rᵀ of each layer, empty where its inputs are not seen; or nothing at all, of too few samples."""
+        grams = {f"gram/{name}": _subspace.width(layer) for name, layer in _subspace.layers(net).items()}
+        sizes = {key: 0 if key in upload and not upload[key].numel() else size for key, size in grams.items()}
+        like = {key: torch.empty(size, size, dtype=torch.float64) for key, size in sizes.items()}
+        if large := [
+            key for key, gram in upload.items() if gram.is_floating_point() and bool((gram.abs() > _MOST).any())
+        ]:
+            return f"{large[0]} is beyond {_MOST:g}, as sums of inputs never are"
+        return structure.unlike(upload, like) if upload else ""
+
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
         """The basis of all hospitals' inputs."""
         sent = [upload for weight, upload in uploads if upload and weight > 0]
-        names = [key.removeprefix("gram/") for key in (sent[0] if sent else ())]
-        grams = {name: torch.stack([upload[f"gram/{name}"] for upload in sent]).sum(0) for name in names}
+        grams: dict[str, Tensor] = {}
+        for key, gram in ((key, gram) for upload in sent for key, gram in upload.items() if gram.numel()):
+            name = key.removeprefix("gram/")
+            grams[name] = grams[name] + gram if name in grams else gram
         state = self._more(state, grams)
         return state, state
 
@@ -116,7 +127,7 @@ class GPM(Method):
         """M of each layer with the directions that one more task needs."""
         kept = {key: value for key, value in memory.items() if not key.startswith("gram/")}
         task = int(kept.get("tasks", torch.tensor(0)))
-        for place, (name, gram) in enumerate(grams.items()):
+        for place, (name, gram) in enumerate((name, gram) for name, gram in grams.items() if gram.numel()):
             start = self.threshold[min(place, len(self.threshold) - 1)]
             old = kept.get(f"basis/{name}", gram.new_zeros(len(gram), 0, dtype=torch.float32))
             kept[f"basis/{name}"] = _subspace.covering(old, gram, min(start + task * self.growth, 1.0))

@@ -1,14 +1,27 @@
 """SCAFFOLD: each client's steps are corrected by how its gradients differ from everybody's.
 
 Karimireddy et al. 2020 (arXiv 1910.06378), algorithm 1: g ← g − c_i + c, and after K steps of rate η (option II)
-c_i⁺ = c_i − c + (θ_r − θ_i) / (K η), c ← c + |S|/N Σ w_i (c_i⁺ − c_i) over the clients S of a round, with the weights
-that their models are averaged with; the paper's are all 1/|S|. Were c another mean than that of the models, the
-corrections would not cancel in it, and a hospital of three samples would steer as much as one of three thousand.
+c_i⁺ = c_i − c + (θ_r − θ_i) / (K η). On what tasks share, whose control variates begin anew with each stage. A hospital
+sends Δ_i = c_i⁺ − c_i, all of c_i⁺ after its first round of the stage, and whether that was its first; the server
+
+    c ← (M c + Σ n_i Δ_i) / (M + Σ_first n_i)
+
+over who answered, with the weights n_i that their models are averaged with, and M the sum of the weights with which
+hospitals joined. So c is the mean of the latest c_i of all that have joined the stage, weighted as models are, whoever
+takes part in a round, and corrections cancel in the mean of all of them; a hospital that is alone has c = c_i, and is
+not corrected. The server keeps M, and nothing of a single hospital: where n_i differs from round to round (a stream
+that is dealt out over them), each change counts with its own round's weight, and c is that mean but for this.
+
+Otherwise than the paper: its c is Σ c_i / N over all N clients, alike and with those that never answered, whose c_i is
+0; here weights are those of the models (were they others, corrections would not cancel in their mean, and a hospital
+of three samples would steer as much as one of three thousand), and who has not joined does not count. In its first
+round of a stage a hospital has no c_i, and is not corrected; the paper's c_i starts at 0, and it is corrected by c.
+
 Option II is derived for plain SGD. With momentum m, the k-th step from rest along one gradient g moves by
 η (1 − m^k) / (1 − m) g, so a round that starts from rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the
 optimiser's state is kept between rounds, by what that comes to in the long run, K η / (1 − m); the first rounds then
-read as less than they were. Adam is refused. On what tasks share, whose control variates begin anew with each task.
-Works with the task known or not; keeps two copies of the trunk; sends one more, and gets one.
+read as less than they were. Adam is refused; so are rules that are not linear, as none of them looks at what c is of.
+Works with the task known or not; keeps three copies of the trunk; sends one more, and gets one.
 
 References:
     Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. SCAFFOLD: Stochastic Controlled Averaging for Federated
@@ -22,9 +35,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
+from fedcl import plugins, structure
 from fedcl.config import Config
-from fedcl.contracts import Context, Memory, Method, Params, role
+from fedcl.contracts import Context, Memory, Method, Moment, Params, role
 
 
 @dataclass(frozen=True)
@@ -50,13 +65,17 @@ class Scaffold(Method):
             raise ValueError(f"reset = {self.reset!r} must be one of round, task, never")
 
     def unfit(self, config: Config) -> str:
-        """Control variates are read off the steps of SGD."""
+        """Control variates are read off the steps of SGD, and c is a mean."""
         if config.train.optimizer != "sgd":
             return "reads gradients off the steps: train.optimizer must be 'sgd'"
         if config.train.momentum != self.momentum:
             return f"needs methods.scaffold.momentum = {config.train.momentum}, as train.momentum is"
         if self.momentum and config.train.reset != self.reset:
             return f"needs methods.scaffold.reset = {config.train.reset!r}, as train.reset is"
+        for rule in ("aggregator", "merger"):
+            name = getattr(config.federation, rule)
+            if not _linear(rule, name):
+                return f"has a plain mean of what hospitals send: federation.{rule} must be linear, not {name!r}"
         return ""
 
     def hooks(self) -> frozenset[str]:
@@ -64,8 +83,10 @@ class Scaffold(Method):
         return super().hooks() if self.strength else frozenset()
 
     def begin_task(self, ctx: Context, params: Params, memory: Memory) -> Memory:
-        """Forget c_i: it is taken for c until the client has one of this task."""
-        return {key: value for key, value in memory.items() if not key.startswith("own/")}
+        """In a new stage forget c_i: it is taken for c until the client has one; in mid-stage all goes on."""
+        if int(memory.get("stage", torch.tensor(-1))) == ctx.stage:
+            return memory
+        return {"stage": torch.tensor(ctx.stage)}
 
     def edit_grads(self, ctx: Context, params: Params, grads: Params, memory: Memory) -> tuple[Params, Memory]:
         """The gradient, g + (c − c_i)."""
@@ -77,15 +98,18 @@ class Scaffold(Method):
         return edited, memory
 
     def end_round(self, ctx: Context, params: Params, memory: Memory) -> Memory:
-        """The new c_i⁺, and what of it the server has to add to c."""
-        kept = dict(memory)
+        """The new c_i⁺ = strength (c_i − c) + (θ_r − θ_i) / (K η), and by how much it changed.
+
+        The steps went along g + strength (c − c_i), so that c_i⁺ is the mean of g whatever the strength.
+        """
+        kept = memory | {"first": torch.tensor(not any(key.startswith("own/") for key in memory))}
         rate = ctx.lr * self._reach(ctx.step)
         for name, value in params.items():
             if role(name) in ("", "shared"):
-                everybody = memory.get(f"all/{name}", torch.zeros_like(value))
-                own = memory.get(f"own/{name}", everybody)
-                kept[f"own/{name}"] = own - everybody + (ctx.start[name] - value.detach()) / rate
-                kept[f"news/{name}"] = (kept[f"own/{name}"] - own) / ctx.clients
+                new, own = (ctx.start[name] - value.detach()) / rate, memory.get(f"own/{name}")
+                if own is not None:
+                    new = new + self.strength * (own - memory[f"all/{name}"])
+                kept |= {f"own/{name}": new, f"news/{name}": new if own is None else new - own}
         return kept
 
     def _reach(self, steps: int) -> float:
@@ -95,19 +119,43 @@ class Scaffold(Method):
         return (steps - late) / (1 - m)
 
     def upload(self, memory: Memory) -> Memory:
-        """(c_i⁺ − c_i) / N."""
-        return {key: value for key, value in memory.items() if key.startswith("news/")}
+        """Δ_i, and whether it is the first of the stage (0-d bool)."""
+        return {key: value for key, value in memory.items() if key == "first" or key.startswith("news/")}
+
+    def misfit(self, client: int, net: nn.Module, params: Params, upload: Memory) -> str:
+        """All that trained of what tasks share."""
+        shared = {f"news/{name}": value for name, value in params.items() if role(name) in ("", "shared")}
+        return structure.unlike(upload, {"first": torch.tensor(True)} | shared)
 
     def server(self, params: Params, state: Memory, uploads: Sequence[tuple[float, Memory]]) -> tuple[Memory, Memory]:
-        """Add c ← c + |S| Σ w_i (c_i⁺ − c_i) / N."""
-        state, everybody = dict(state), sum(weight for weight, _ in uploads)
-        for weight, upload in uploads:
-            share = len(uploads) * weight / everybody if everybody else 0.0
+        """C ← (M c + Σ n_i Δ_i) / (M + Σ_first n_i), M ← M + Σ_first n_i; everybody is told c."""
+        sent = [(weight, upload) for weight, upload in uploads if upload]
+        before = float(state.get("joined", torch.zeros(())))
+        joined = before + sum(weight for weight, upload in sent if upload["first"])
+        if joined == 0:
+            return state, {}
+        means = {key.replace("news/", "all/", 1): torch.zeros(()) for _, upload in sent for key in upload if "/" in key}
+        means |= {key: value * (before / joined) for key, value in state.items() if key.startswith("all/")}
+        for weight, upload in sent:
             for key, value in upload.items():
-                name = key.replace("news/", "all/", 1)
-                state[name] = state.get(name, torch.zeros_like(value)) + share * value
-        return state, state
+                if key.startswith("news/"):
+                    name = key.replace("news/", "all/", 1)
+                    means[name] = means[name] + value * (weight / joined)
+        return means | {"joined": torch.tensor(joined, dtype=torch.float64)}, means
+
+    def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:
+        """Before a stage, forget c and who joined."""
+        return params, {} if moment.round == 0 else state
 
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Take over c."""
         return memory | broadcast
+
+
+def _linear(rule: str, name: str) -> bool:
+    """Whether a rule of the config is; `auto` is what the aggregator is."""
+    kind = "aggregators" if rule == "aggregator" or name in plugins.names("aggregators") else "mergers"
+    try:
+        return name == "auto" or bool(getattr(plugins.load(kind, name), "linear", True))
+    except plugins.UnknownPlugin:
+        return True  # that there is no such rule is said where it is made

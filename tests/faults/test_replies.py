@@ -147,6 +147,24 @@ def test_who_is_late_consolidates_in_order_and_does_not_train_before(run, monkey
     assert {(fault.client, fault.name) for fault in faults} == {(1, "missing")}
 
 
+def test_who_was_late_still_begins_the_next_stage(run, monkeypatch):
+    """Client 1 makes up for the end of t0 in the next stage, which it has not begun by that."""
+    honest, seen, away = client.Client.run, [], []
+
+    def late(self, index, job):
+        if index == 1 and job.phase == "consolidate" and not away:
+            away.append(job)
+            raise RuntimeError("away")
+        if index == 1 and job.phase == "train":
+            seen.append((job.stage, "begin" in job.flags))
+        return honest(self, index, job)
+
+    monkeypatch.setattr(client.Client, "run", late)
+    run("run")
+    assert away
+    assert seen == [(stage, number == 0) for stage in range(3) for number in range(2)]
+
+
 EXTRAS = {
     "NaN": ({"ewc/new/trunk.layers.0.bias": torch.full((16,), math.nan)}, "NaN"),
     "shape": ({"infer/t0.sum": torch.zeros(3, 3)}, "shape"),

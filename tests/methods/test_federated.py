@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from contexts import Linear, context
-from safetensors.torch import load_file
-from small import model
+from small import merged, model
 
 from fedcl import optimizers
 from fedcl.config import Config, Train
@@ -16,10 +13,13 @@ from fedcl.contracts import Batch, FedclError, Moment
 from fedcl.methods import build
 from fedcl.methods.fedprox import FedProx
 from fedcl.methods.fot import FOT
+from fedcl.methods.gpm import GPM
 from fedcl.methods.scaffold import Scaffold
 from fedcl.simulation import simulate
 
 W = "trunk.w"
+FIRST = "trunk.layers.0.weight"  # of a whole run's net
+TABLE = [[0, 0, 1, -1], [-1, 1, 0, 0]]
 
 
 def _w(*values):
@@ -32,27 +32,55 @@ def test_fedprox_pulls_to_where_the_round_began():
     assert grads[W].tolist() == [1.0 + 0.5 * 2.0, 1.0 - 0.5 * 1.0]
 
 
-def test_scaffold_by_hand():
-    """K = 2 steps at η = 0.1 from 1.0 to 0.6: a mean gradient of 2; c = 0.5, c_i = 0.75, N = 4."""
-    method = Scaffold(momentum=0.0)
-    ctx = context(Linear(), start=_w(1.0), clients=4, lr=0.1, step=2)
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_scaffold_by_hand(strength):
+    """K = 2 steps at η = 0.1 from 1.0 to 0.6: a mean step of 2; c = 0.5, c_i = 0.75; n_i = 10 of M = 40."""
+    method = Scaffold(momentum=0.0, strength=strength)
+    ctx = context(Linear(), start=_w(1.0), lr=0.1, step=2)
     memory = {f"own/{W}": torch.tensor([0.75]), f"all/{W}": torch.tensor([0.5])}
     grads, _ = method.edit_grads(ctx, _w(1.0), _w(3.0), memory)
-    assert grads[W].item() == pytest.approx(3.0 + 0.5 - 0.75)
+    assert grads[W].item() == pytest.approx(3.0 + strength * (0.5 - 0.75))
     memory = method.end_round(ctx, _w(0.6), memory)
-    assert memory[f"own/{W}"].item() == pytest.approx(0.75 - 0.5 + 2.0)
-    state, said = method.server({}, {f"all/{W}": torch.tensor([0.5])}, [(1.0, method.upload(memory))])
-    assert state[f"all/{W}"].item() == pytest.approx(0.5 + (2.25 - 0.75) / 4)
+    new = strength * (0.75 - 0.5) + 2.0
+    assert memory[f"own/{W}"].item() == pytest.approx(new)
+    sent = method.upload(memory)
+    assert sent.keys() == {f"news/{W}", "first"}
+    before = {f"all/{W}": torch.tensor([0.5]), "joined": torch.tensor(40.0)}
+    state, said = method.server({}, before, [(10.0, sent)])
+    assert state[f"all/{W}"].item() == pytest.approx(0.5 + 10 * (new - 0.75) / 40)
+    assert state["joined"].item() == 40
     assert method.receive(said, memory)[f"all/{W}"].item() == state[f"all/{W}"].item()
+    assert said.keys() == {f"all/{W}"}
 
 
-def test_scaffold_begins_anew_with_a_task():
-    method, ctx = Scaffold(momentum=0.0), context(Linear(), start=_w(1.0), clients=2, lr=0.1, step=1)
-    memory = method.begin_task(ctx, _w(1.0), {f"own/{W}": torch.tensor([9.0]), f"all/{W}": torch.tensor([0.5])})
+def test_scaffold_takes_out_what_it_put_in():
+    """At any strength c_i is the mean of the gradients before the correction: 4 and 8 along these two steps."""
+    for strength in (0.0, 0.3, 1.0):
+        method, start, weight = Scaffold(momentum=0.0, strength=strength), _w(1.0), _w(1.0)
+        memory = {f"own/{W}": torch.tensor([3.0]), f"all/{W}": torch.tensor([-2.0])}
+        ctx = context(Linear(), start=start, lr=0.1, step=2)
+        for gradient in (4.0, 8.0):
+            edited, memory = method.edit_grads(ctx, weight, _w(gradient), memory)
+            weight = {W: weight[W] - 0.1 * edited[W]}
+        assert method.end_round(ctx, weight, memory)[f"own/{W}"].item() == pytest.approx(6.0, abs=1e-5)
+
+
+def test_scaffold_begins_anew_with_a_stage_and_goes_on_within_it():
+    method, ctx = Scaffold(momentum=0.0), context(Linear(), task=1, start=_w(1.0), lr=0.1, step=1)
+    old = {f"own/{W}": torch.tensor([9.0]), f"all/{W}": torch.tensor([0.5]), "stage": torch.tensor(0)}
+    memory = method.begin_task(ctx, _w(1.0), old)
     assert method.edit_grads(ctx, _w(1.0), _w(3.0), memory)[0][W].item() == 3.0
     memory = method.end_round(ctx, _w(0.8), memory)
-    assert memory[f"own/{W}"].item() == pytest.approx(2.0)  # its own mean gradient
-    assert memory[f"news/{W}"].item() == pytest.approx((2.0 - 0.5) / 2)
+    assert memory[f"own/{W}"].item() == memory[f"news/{W}"].item() == pytest.approx(2.0)  # its own mean gradient
+    assert memory["first"]
+    memory = method.begin_task(ctx, _w(1.0), method.receive({f"all/{W}": torch.tensor([0.5])}, memory))
+    assert method.edit_grads(ctx, _w(1.0), _w(3.0), memory)[0][W].item() == pytest.approx(3.0 + 0.5 - 2.0)
+    memory = method.end_round(ctx, _w(0.8), memory)
+    assert not memory["first"]
+    assert memory[f"news/{W}"].item() == pytest.approx(2.0 - 0.5)
+    state = {f"all/{W}": torch.tensor([0.5]), "joined": torch.tensor(3.0)}
+    for rounds, kept in ((0, {}), (1, state)):
+        assert method.merged(Moment(1, rounds, 2, ("t1",), ("t0",)), _w(1.0), _w(2.0), state) == (_w(2.0), kept)
 
 
 def _steps(momentum, steps, rest, gradient=2.0):
@@ -85,32 +113,111 @@ def test_scaffold_reads_the_first_rounds_of_a_kept_state_as_less():
     assert own.item() == pytest.approx(2.5 / 4)
 
 
-def test_scaffold_weighs_control_variates_as_models_are():
-    """c = ½ and two of four clients, with 30 samples and 10: ½ + 2/4 (¾ · 4 + ¼ · 8)."""
-    sent = [(30.0, {f"news/{W}": torch.tensor([4.0]) / 4}), (10.0, {f"news/{W}": torch.tensor([8.0]) / 4})]
-    state, _ = Scaffold().server({}, {f"all/{W}": torch.tensor([0.5])}, sent)
-    assert state[f"all/{W}"].item() == pytest.approx(0.5 + 0.5 * (0.75 * 4 + 0.25 * 8))
+def _news(value, first=False):
+    return {f"news/{W}": torch.tensor([value]), "first": torch.tensor(first)}
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
-def test_scaffolds_corrections_cancel_in_the_mean_of_the_models(run, partition):
-    """c is the mean of all c_i, weighted by samples as the models are, with momentum too."""
-    result = run(
-        method="scaffold",
-        train={"rounds": 4},
-        stream={"classes": [[0, 1]], "tasks": 1},
-        partition={"name": partition, "alpha": 0.5},
+@pytest.mark.parametrize(
+    ("sent", "mean", "joined"),
+    [
+        ([(30.0, _news(4.0)), (10.0, _news(8.0))], 0.5 + (30 * 4 + 10 * 8) / 60, 60),
+        ([(30.0, _news(4.0)), (40.0, _news(8.0, first=True))], (60 * 0.5 + 30 * 4 + 40 * 8) / 100, 100),
+        ([(30.0, _news(4.0)), (0.0, _news(8.0, first=True)), (0.0, {})], 0.5 + 30 * 4 / 60, 60),
+        ([(0.0, _news(8.0))], 0.5, 60),
+    ],
+)
+def test_scaffold_weighs_control_variates_as_models_are(sent, mean, joined):
+    """c = ½ of hospitals with 60 samples; two of them answer, or one that is new, or some without samples."""
+    state = {f"all/{W}": torch.tensor([0.5]), "joined": torch.tensor(60.0)}
+    state, said = Scaffold().server({}, state, sent)
+    assert state[f"all/{W}"].item() == said[f"all/{W}"].item() == pytest.approx(mean)
+    assert state["joined"].item() == joined
+
+
+def test_scaffold_without_anybody_who_counts_says_nothing():
+    assert Scaffold().server({}, {}, [(0.0, _news(8.0, first=True)), (5.0, _news(8.0))]) == ({}, {})
+
+
+PARTICIPATION = {
+    "all, alike": {"partition": {"name": "iid"}},
+    "all, of other sizes": {"partition": {"alpha": 0.3}},
+    "half of them": {"federation": {"clients": 6, "fraction": 0.5}},
+    "one after another": {"federation": {"clients": 4}, "stream": {"schedule": "staggered"}},
+    "not all have a task": {"federation": {"clients": 4}, "stream": {"schedule": "table", "table": TABLE}},
+    "in mid-stage too": {"train": {"stream": "hybrid", "consolidate_every": 1}},
+}
+
+
+@pytest.fixture
+def variates(monkeypatch):
+    """After each call of SCAFFOLD's server half: (stage, each client's c_i and first weight in it, the state)."""
+    seen, own, weights = [], {}, {}
+    end_round, server = Scaffold.end_round, Scaffold.server
+
+    def end(self, ctx, params, memory):
+        memory = end_round(self, ctx, params, memory)
+        own.setdefault(ctx.stage, {})[ctx.client] = memory[f"own/{FIRST}"]
+        return memory
+
+    def absorb(self, params, state, uploads):
+        state, said = server(self, params, state, uploads)
+        stage = max(own)
+        weights.setdefault(stage, []).extend(weight for weight, upload in uploads if upload["first"])
+        seen.append((stage, dict(own[stage]), list(weights[stage]), state))
+        return state, said
+
+    monkeypatch.setattr(Scaffold, "end_round", end)
+    monkeypatch.setattr(Scaffold, "server", absorb)
+    return seen
+
+
+@pytest.mark.parametrize("who", PARTICIPATION)
+def test_scaffolds_corrections_cancel_in_the_mean_of_all_that_joined(run, variates, who):
+    """c is the mean of all c_i of the stage, weighted by samples as models are; with momentum, and strength < 1."""
+    changes = {"train": {"rounds": 4}, "stream": {"tasks": 2}, "data": {"options": {"samples": 600}}}
+    result = run(method="scaffold", **merged(changes, methods={"scaffold": {"strength": 0.7}}, **PARTICIPATION[who]))
+    samples = {(r.stage, r.client): r.value for r in result.records if (r.phase, r.name) == ("train", "samples")}
+    assert len(variates) == 4 * len(result.schedule)
+    for stage, own, joined, state in variates:
+        assert len(joined) == len(own)
+        assert state["joined"].item() == sum(joined)
+        if who != "in mid-stage too":  # there weights differ from round to round
+            weights = torch.tensor([samples[stage, client] for client in own])
+            assert sorted(weights.tolist()) == sorted(joined)
+            mean = torch.einsum("i,i...->...", weights / weights.sum(), torch.stack(list(own.values())))
+            torch.testing.assert_close(mean, state[f"all/{FIRST}"], rtol=1e-4, atol=1e-6)
+    assert max(len(own) for _, own, _, _ in variates) > 1
+
+
+def test_scaffold_alone_is_finetune(run):
+    """Each hospital by itself has c = c_i."""
+    alone = {"federation": {"kind": "local"}, "train": {"rounds": 4}}
+    plain, corrected = (
+        model(run("finetune", method="finetune", **alone)),
+        model(run("scaffold", method="scaffold", **alone)),
     )
-    records = map(json.loads, (result.path / "metrics.jsonl").read_text().splitlines())
-    counts = {each["client"]: each["value"] for each in records if each["name"] == "samples"}
-    memories, samples = [], torch.tensor([counts[client] for client in sorted(counts)])
-    for folder in sorted((result.path / "clients").iterdir()):
-        memories.append(load_file(max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)))
-    name = "trunk.layers.0.weight"
-    own = torch.stack([memory[f"scaffold/own/{name}"] for memory in memories])
-    mean = (samples / samples.sum() @ own.flatten(1)).view_as(own[0])
-    assert partition == "iid" or samples.max() > 1.5 * samples.min()
-    torch.testing.assert_close(mean, memories[0][f"scaffold/all/{name}"], rtol=1e-4, atol=1e-7)
+    assert plain.keys() == corrected.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(value, corrected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"aggregator": "median"}, r"aggregator must be linear, not 'median'"),
+        ({"merger": "ties"}, r"merger must be linear, not 'ties'"),
+        ({"merger": "krum"}, r"merger must be linear, not 'krum'"),
+        ({"aggregator": "fedadam", "merger": "attention"}, ""),
+        ({"merger": "fedavg"}, ""),
+    ],
+)
+def test_scaffold_needs_rules_that_are_linear(rules, says):
+    config = Config.model_validate({"method": "scaffold", "federation": rules})
+    if not says:
+        build(config)
+        return
+    with pytest.raises(FedclError, match=says):
+        build(config)
 
 
 def test_scaffold_needs_sgd_and_to_know_its_momentum_and_when_it_rests():
@@ -163,6 +270,41 @@ def test_the_basis_is_that_of_all_hospitals_inputs():
     first, second = (torch.nn.functional.linear(x, p["trunk.0.weight"], p["trunk.0.bias"]) for p in (before, kept))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
     assert method.merged(moment, before, after, {})[0] is after  # nothing to protect in the first stage
+
+
+class Idle(Layers):
+    """The same with a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk.add_module("idle", torch.nn.Linear(2, 2))
+
+    def forward(self, x, task=""):
+        return self.trunk[:3](x)
+
+
+@pytest.mark.parametrize(("method", "shape"), [(FOT(columns=2), (5, 2)), (GPM(share="sum"), (5, 5))])
+def test_a_layer_that_is_never_called_sends_nothing_and_gets_no_basis(method, shape):
+    net = Idle()
+    ctx = context(net, forward=lambda named, rows: net(rows))
+    memory = method.end_task(ctx, {}, Batch(torch.randn(20, 4), torch.zeros(20).long()), {})
+    sent = method.upload(memory)
+    (kind,) = {key.partition("/")[0] for key in sent}
+    assert sent[f"{kind}/trunk.0"].shape == shape
+    assert not sent[f"{kind}/trunk.idle"].numel()
+    assert method.misfit(0, net, {}, sent) == method.misfit(0, net, {}, {}) == ""
+    less = {key: value for key, value in sent.items() if key != f"{kind}/trunk.2"}
+    assert method.misfit(0, net, {}, less) == f"{kind}/trunk.2 is missing"
+    state, _ = method.server({}, {}, [(20.0, sent)])
+    assert {key for key in state if "/" in key} == {"basis/trunk.0", "basis/trunk.2"}
+
+
+def test_a_sketch_is_kept_until_the_next_task():
+    net = Layers()
+    ctx = context(net, forward=lambda named, rows: net(rows))
+    kept = FOT().end_task(ctx, {}, Batch(torch.randn(20, 4), torch.zeros(20).long()), {})
+    assert kept
+    assert FOT().begin_task(ctx, {}, kept) == {}
 
 
 def test_too_few_samples_send_no_sketch():

@@ -258,3 +258,8 @@ def test_of_an_earlier_task_only_its_own_weights_move():
     moving = ["trunk.layers.0.weight", "gates.t1.trunk.layers-0.logits", "tasks.t1.out.bias", f"{GATE}.adaptive"]
     still = [f"{GATE}.logits", f"{GATE}.attention", f"{GATE}.bias", "tasks.t0.out.bias", "gates.t0.logits"]
     assert [method.moves(name, job) for name in moving + still] == [True] * 4 + [False] * 5
+
+
+def test_who_has_no_samples_counts_for_nothing():
+    sent = {"fedweit/open/layers.0": torch.tensor([True, False])}
+    assert Combination({"fedweit": FedWeIT()}).absorb("round", {}, {}, [(0.0, sent)]) == ({}, {})
