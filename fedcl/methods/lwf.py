@@ -4,7 +4,8 @@ Adds λ T² KL(softmax(z_old / T) ‖ softmax(z / T)), mean over samples, over o
 task that has a softmax of its own, otherwise one over all old classes (Li & Hoiem 2016, eq. 2-3; T² keeps the
 gradient's size, Hinton et al. 2015, and is left out by other code). The teacher is the merged model at the end of the
 hospital's last task, in evaluation mode, on the same augmented samples. Works with the task known or not; keeps a
-copy of the net and no data; sends nothing beside parameters, and old heads come along and train along.
+copy of the net and no data; sends nothing beside parameters; old heads come along, and a
+hospital's own train along while nobody has their task.
 
 References:
     Li, Hoiem. Learning without Forgetting. ECCV 2016. arXiv 1606.09282.
