@@ -197,7 +197,7 @@ def test_a_round_beyond_the_budget_is_not_sent(run, monkeypatch):
         (DP | {"model": {"infer": "prototypes"}}, "take 'entropy' or 'energy'"),
         (FTRL | KEPT, "visits each record once"),
         (DP | KEPT | {"stream": {"kind": "domain"}, "model": {"heads": "domain"}}, "other tasks of the stream have"),
-        (SUMS | {"model": {"growth": "threshold"}}, "growth is decided by the validation loss"),
+        (SUMS | {"model": {"growth": "threshold"}, "train": {"rounds": 6}}, "growth is decided by the validation loss"),
         (
             {"privacy": {"mechanism": "client-dp+secagg"}, "mechanisms": ADAPTIVE["mechanisms"]},
             "learns its clip norm from a figure that 'secagg' takes away",
