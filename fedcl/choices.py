@@ -97,8 +97,7 @@ def _rules(tree: Tree) -> Iterator[ConfigError]:
         try:
             merge.rules(Config.model_validate(dict(tree)))
         except FedclError as error:
-            key, _, why = str(error).rpartition(": ")
-            yield ConfigError(key or "federation.merger", None, why)
+            yield _said(error, "federation.merger", None)
         except (ValidationError, plugins.UnknownPlugin):
             return  # said above
 
@@ -133,9 +132,7 @@ def _chosen(tree: Tree, key: str, table: str, kind: str, module: str) -> Iterato
         try:
             importlib.import_module(f"fedcl.{module}").build(Config.model_validate(dict(tree)))
         except FedclError as error:
-            where, _, why = str(error).partition(": ")
-            named = "." in where and " " not in where  # "mechanisms.dp-sgd: clip = 0 must be > 0"
-            yield ConfigError(where, None, why) if named else ConfigError(key, name, str(error))
+            yield _said(error, key, name)
         except (ValidationError, plugins.UnknownPlugin):
             return  # said above
 
@@ -147,10 +144,17 @@ def _together(tree: Tree) -> Iterator[ConfigError]:
     try:
         methods.build(Config.model_validate(dict(tree)))
     except FedclError as error:
-        key, _, why = str(error).rpartition(": ")  # "methods.ewc: strength = -1 must be ≥ 0"
-        yield ConfigError(key, None, why) if key else ConfigError("method", _get(tree, "method"), why)
-    except ValidationError:
-        return  # the types say so
+        key = "model.growth" if str(error).startswith("growth ") else "method"
+        yield _said(error, key, _get(tree, key))
+    except (ValidationError, plugins.UnknownPlugin):
+        return  # said of the key that is wrong
+
+
+def _said(error: Exception, key: str, value: Any) -> ConfigError:
+    """A plug-in's complaint: of the option that it names ("methods.ewc: strength = -1 must be ≥ 0"), or of `key`."""
+    where, _, why = str(error).partition(": ")
+    named = "." in where and " " not in where
+    return ConfigError(where, None, why) if named else ConfigError(key, value, str(error))
 
 
 def _sections(tree: Tree) -> Iterator[ConfigError]:

@@ -279,6 +279,7 @@ class Aggregator:
     """
 
     linear: ClassVar[bool] = True
+    inertia: ClassVar[bool] = False  # by what its state remembers it moves what no delta moves
     stays: ClassVar[bool] = False  # a task's module stays at its hospital: it is neither sent nor merged
     least: ClassVar[int] = 0  # answers with which it holds as it says although some are faulty; 0: it does not say so
 

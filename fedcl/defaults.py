@@ -52,10 +52,8 @@ def _rules(config: Config) -> dict[str, Any]:
         getattr(plugins.load("methods", n), "personal", False) for n in plugins.split(config.method)
     ):
         merger = "personal"
-    elif merger == "auto":
-        merger = "weighted" if getattr(plugin, "linear", True) else aggregator
+    kind, merger = plugins.merger(aggregator, merger)
     used: dict[str, dict[str, Any]] = {"aggregators": {aggregator: plugin}, "mergers": {}}
-    kind = "aggregators" if merger in plugins.names("aggregators") else "mergers"
     used[kind][merger] = plugins.load(kind, merger)
     filled: dict[str, Any] = {"federation": config.federation.model_copy(update={"merger": merger})}
     for kind, found in used.items():

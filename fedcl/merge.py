@@ -21,13 +21,9 @@ def rules(config: Config) -> tuple[Aggregator, Aggregator]:
         FedclError: there is no such rule or option, or it cannot work with the net.
     """
     aggregator: Aggregator = plugins.make("aggregators", config.federation.aggregator, _options(config, "aggregator"))
-    name = config.federation.merger
-    if name == "auto":
-        merger = plugins.make("mergers", "weighted", {}) if aggregator.linear else aggregator
-    elif name in plugins.names("aggregators"):
-        merger = plugins.make("aggregators", name, config.aggregators.get(name, {}))
-    else:
-        merger = plugins.make("mergers", name, _options(config, "merger"))
+    kind, name = plugins.merger(config.federation.aggregator, config.federation.merger)
+    given = config.aggregators.get(name, {}) if kind == "aggregators" else _options(config, "merger")
+    merger: Aggregator = plugins.make(kind, name, given)
     if merger.stays and config.model.heads != "task":
         raise FedclError(f"federation.merger = {name!r} needs a module per task; take model.heads = 'task'")
     return aggregator, merger
@@ -51,9 +47,8 @@ def cautions(config: Config, fewest: Mapping[str, int]) -> list[str]:
     """
     said = []
     aggregator, merger = rules(config)
-    named = config.federation.aggregator, config.federation.merger
-    used = named[0], named[0] if named[1] == "auto" else named[1]
-    for name, rule, shared in zip(used, (aggregator, merger), (True, False), strict=True):
+    trunk, module = config.federation.aggregator, plugins.merger(config.federation.aggregator, config.federation.merger)
+    for name, rule, shared in ((trunk, aggregator, True), (module[1], merger, False)):
         few = [
             f"{part or 'the trunk'} {max(n, 1)}"
             for part, n in sorted(fewest.items())

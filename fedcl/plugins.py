@@ -117,6 +117,13 @@ def make(kind: str, name: str, given: Mapping[str, Any]) -> Any:
         raise FedclError(f"{table}.{name}: {error}") from error
 
 
+def merger(aggregator: str, name: str) -> tuple[str, str]:
+    """(kind, name) of the rule for tasks' modules: `auto` is the aggregator if that is not linear, else the mean."""
+    if name == "auto":
+        name = "weighted" if getattr(load("aggregators", aggregator), "linear", True) else aggregator
+    return "aggregators" if name in names("aggregators") else "mergers", name
+
+
 def section(kind: str) -> str:
     """The table of the config that has the options of a kind, by name."""
     return _TABLES.get(kind, kind)

@@ -8,6 +8,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from flwr.serverapp.strategy import FedAvgM as Strategy
@@ -27,6 +28,7 @@ class FedAvgM(Aggregator):
 
     lr: float = 0.3
     momentum: float = 0.9
+    inertia: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""

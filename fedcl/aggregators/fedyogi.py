@@ -8,6 +8,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flwr.serverapp.strategy import FedYogi as Strategy
 
@@ -30,6 +31,7 @@ class FedYogi(Aggregator):
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    inertia: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""

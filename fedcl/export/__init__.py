@@ -86,7 +86,7 @@ def export(run: Path, output: Path, int8: bool = False, form: str = "", licence:
         net = Exported(params, info).net
         tensors = _quantised(params, [name for name, _ in net.named_parameters()])
         info["int8"] = [name.removesuffix(_SCALE) for name in tensors if name.endswith(_SCALE)]
-    scored, unscored = _scores(run, lambda model: _restored(tensors, info["int8"]) if int8 else model, task)
+    scored, unscored = _scores(run, (lambda _: _restored(tensors, info["int8"])) if int8 else None, task)
     sizes = [sum(value.nbytes for value in each.values()) for each in (tensors, whole)]
     info |= {"bytes": sizes[0], "bytes_float": sizes[1]}
     info["accuracy"] = {name: {"before": before, "after": after} for name, before, after in scored}
@@ -211,11 +211,12 @@ def _restored(tensors: Params, int8: list[str]) -> Params:
 
 
 def _scores(
-    run: Path, change: Callable[[Params], Params], task: str
+    run: Path, change: Callable[[Params], Params] | None, task: str
 ) -> tuple[tuple[tuple[str, float, float], ...], str]:
     """Mean accuracy over tasks, or one's, on all hospitals' test samples: (…, before, after); or why there is none."""
     try:
-        pair = [rescore.rescore(run), rescore.rescore(run, change=change)]
+        scores = rescore.rescore(run)
+        pair = [scores, rescore.rescore(run, change=change) if change else scores]
     except FedclError as error:
         return (), str(error)
     found: list[tuple[str, float, float]] = []

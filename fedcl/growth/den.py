@@ -14,7 +14,7 @@ Yoon et al. 2018, with a stage's rounds shared out between its four steps, and t
    closed for it, its copy open.
 The first task trains all with ℓ1. Shrinkage is proximal after each optimiser's step, hence exact zeros at a hospital;
 a mean of differences seldom is one, so the server takes |w| < 1e-6 for zero: a path exists where any hospital kept it.
-Rules with momentum and lossy compression would move what all hospitals left alone, and are refused.
+Rules with inertia and compression would move what all hospitals left alone, and are refused.
 The official code differs from the paper in nine points; this follows the paper, with these deviations: the drift term
 is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer
 and keeps its ℓ1 in all steps, copies train on without drift (what they hold is no old task's), the loss is the
@@ -35,6 +35,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
+from fedcl import plugins
 from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.growth import _den
@@ -94,10 +95,11 @@ class DEN(Method):
             return "is held to what a stage began with, which a hybrid stream measures anew; take 'offline' or 'online'"
         if [] in (config.model.options.get("hidden"), config.model.options.get("channels")):
             return "needs hidden layers to select in; model.options has none"
-        if config.federation.compress in ("int8", "topk"):
+        if config.federation.compress != "none":
             return "finds zeros in the hospitals' mean, which compression blurs; take federation.compress = 'none'"
-        for rule in (config.federation.aggregator, config.federation.merger):
-            if rule in ("fedavgm", "fedadam", "fedyogi"):
+        trunk = config.federation.aggregator
+        for kind, rule in (("aggregators", trunk), plugins.merger(trunk, config.federation.merger)):
+            if getattr(plugins.load(kind, rule), "inertia", False):
                 return f"fixes weights and finds zeros, and the momentum of {rule!r} moves them; take 'fedavg'"
         if config.train.rounds < 4:
             return "has four steps in a stage; take train.rounds of at least 4"

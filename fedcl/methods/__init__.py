@@ -42,7 +42,8 @@ def build(config: Config) -> Combination:
     _together(parts)
     for name, part in parts.items():
         if why := part.unfit(config) or _homeless(part, config):
-            raise FedclError(f"method {name!r} {why}")
+            grows = name in {rule.replace("-", "_") for rule in rules}
+            raise FedclError(f"{'growth rule' if grows else 'method'} {name!r} {why}")
     return Combination(parts, growth=[rule.replace("-", "_") for rule in rules])
 
 

@@ -20,7 +20,7 @@ round of a stage a hospital has no c_i, and is not corrected; the paper's c_i st
 Option II is derived for plain SGD. With momentum m, the k-th step from rest along one gradient g moves by
 η (1 − m^k) / (1 − m) g, so a round that starts from rest is divided by η Σ_{k ≤ K} (1 − m^k) / (1 − m) here. Where the
 optimiser's state is kept between rounds, by what that comes to in the long run, K η / (1 − m); the first rounds then
-read as less than they were. Adam is refused; so are rules that are not linear, as none of them looks at what c is of.
+read as less than they were. Adam is refused; so are aggregators that are not linear: none looks at what c is of.
 Works with the task known or not; keeps three copies of the trunk; sends one more, and gets one.
 
 References:
@@ -72,10 +72,9 @@ class Scaffold(Method):
             return f"needs methods.scaffold.momentum = {config.train.momentum}, as train.momentum is"
         if self.momentum and config.train.reset != self.reset:
             return f"needs methods.scaffold.reset = {config.train.reset!r}, as train.reset is"
-        for rule in ("aggregator", "merger"):
-            name = getattr(config.federation, rule)
-            if not _linear(rule, name):
-                return f"has a plain mean of what hospitals send: federation.{rule} must be linear, not {name!r}"
+        rule = config.federation.aggregator
+        if not getattr(plugins.load("aggregators", rule), "linear", True):
+            return f"has a plain mean of what hospitals send: federation.aggregator must be linear, not {rule!r}"
         return ""
 
     def hooks(self) -> frozenset[str]:
@@ -150,12 +149,3 @@ class Scaffold(Method):
     def receive(self, broadcast: Memory, memory: Memory) -> Memory:
         """Take over c."""
         return memory | broadcast
-
-
-def _linear(rule: str, name: str) -> bool:
-    """Whether a rule of the config is; `auto` is what the aggregator is."""
-    kind = "aggregators" if rule == "aggregator" or name in plugins.names("aggregators") else "mergers"
-    try:
-        return name == "auto" or bool(getattr(plugins.load(kind, name), "linear", True))
-    except plugins.UnknownPlugin:
-        return True  # that there is no such rule is said where it is made
