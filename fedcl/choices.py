@@ -61,7 +61,8 @@ def _methods(tree: Tree) -> Iterator[ConfigError]:
     used, given = plugins.split(_text(tree, "method")), _table(tree, "methods")
     growing = list(_tables(tree, "growth"))
     yield from growing
-    usual = not given and _text(tree, "method") == Config().method and _text(tree, "model.growth") == "none"
+    grows = _table(tree, "growth") or _text(tree, "model.growth") != "none"
+    usual = not given and _text(tree, "method") == Config().method and not grows
     sound = not usual and all(_load("methods", name) for name in used)
     for name, options in given.items():
         plugin = _load("methods", name)
@@ -80,7 +81,7 @@ def _methods(tree: Tree) -> Iterator[ConfigError]:
 def _tables(tree: Tree, kind: str) -> Iterator[ConfigError]:
     """The options of each plug-in of a kind that has a table."""
     for name, options in _table(tree, kind).items():
-        if plugin := _load(kind, name):
+        if (plugin := _load(kind, name)) and isinstance(options, Mapping):  # else the types say so
             yield from _options(f"{kind}.{name}", name, [plugin], options, skip=0)
 
 

@@ -160,6 +160,7 @@ class Method:
     resizes: ClassVar[bool] = True  # works with a net that grows: what it remembers by parameter is fitted
     every_task: ClassVar[bool] = False  # each stage starts from fresh weights, on the data of all tasks so far
     edits_last: ClassVar[bool] = False  # what `edit_update` guarantees would be lost by an edit that follows
+    exact: ClassVar[bool] = False  # what it promises would be lost if updates or uploads were clipped and noised
     alone: ClassVar[bool] = False  # cannot be combined
     # How training records show in what it does beside the default loss: "none" follows from weights and gradients
     # alone, "fisher" measures a diagonal by `ctx.private` where there is one, "kept" trains on what `kept` hands out.
@@ -187,10 +188,7 @@ class Method:
         return ".trunk." not in name
 
     def new_module(self, client: int, module: Params, shared: Params, memory: Memory) -> Params:
-        """What a client's own module of a new task starts from, parameters and masks by name, for `personal`.
-
-        `module` is what everybody would start from, `shared` is the trunk.
-        """
+        """For `personal`: a client's own module of a new task, from everybody's and the trunk; by name, masks too."""
         return module
 
     def kept(self, memory: Memory) -> tuple[Batch, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedcl import infer, methods, rng, structure
+from fedcl import infer, methods, plugins, rng, structure
 from fedcl.config import Config
 from fedcl.contracts import FedclError, Params
 from fedcl.federation import Federation
@@ -31,7 +31,8 @@ def write(config: Config, federation: Federation, state: State, run: RunDir) -> 
         name = "model.safetensors" if len(state.groups) == 1 else f"model-{index}.safetensors"
         prepared = infer.prepare(group.statistics)
         run.save_tensors(name, group.params | {f"{_INFER}{key}": value for key, value in prepared.items()})
-    group = max(state.groups, key=lambda group: len(group.params))  # where each is alone: who knows most tasks
+    # Where each is alone: the largest net.
+    group = max(state.groups, key=lambda group: sum(value.numel() for value in group.params.values()))
     last = {
         "stage": len(federation.schedule) - 1,
         "round": len(federation.schedule) * config.train.rounds - 1,
@@ -55,14 +56,15 @@ def net_costs(config: Config, federation: Federation, params: Params, prepared: 
     they are, and the figures are NaN.
     """
     met = {task for stage in federation.schedule for client in stage for task in client}
-    away = config.federation.merger == "personal"
+    away = plugins.stays(config.federation.aggregator, config.federation.merger)
     held = [task for task in federation.tasks if task.index in met and (away or _has(params, task.id))]
     start = built(
         config, federation.shape, federation.outputs(config.model.heads), {t.id: len(t.classes) for t in held}
     )
     grows = config.model.growth != "none"
     if away and grows:
-        return dict.fromkeys(("latency_ms", "latency_start_ms", "parameter_growth", "capacity"), math.nan)
+        unknown = ("latency_ms", "latency_start_ms", "parameters_start", "parameter_growth", "capacity")
+        return dict.fromkeys(unknown, math.nan)
     net = start if away else restore(config, federation, params)
     figures = {"latency_ms": latency(net, federation, config, prepared)}
     if grows:
@@ -79,13 +81,13 @@ def size(now: Mapping[str, int], start: Mapping[str, int], tasks: int) -> dict[s
         tasks: how many it was trained on, ≥ 1.
 
     Returns:
-        parameter_growth: all by those of the first task's net as it was built; capacity: all by those of separate
-            nets of that size, one for each task (Yoon et al. 2018).
+        parameters_start: of the first task's net as it was built; parameter_growth: all by those; capacity: all by
+            those of separate nets of that size, one for each task (Yoon et al. 2018).
     """
     modules = [part for part in start if part != "trunk"]
     single = start["trunk"] + (start[modules[0]] if modules else 0)
     growth = sum(now.values()) / single
-    return {"parameter_growth": growth, "capacity": growth / tasks}
+    return {"parameters_start": single, "parameter_growth": growth, "capacity": growth / tasks}
 
 
 def costs(result: Result, starts_over: bool, sample: int) -> dict[str, float]:

@@ -23,13 +23,13 @@ Told = tuple[Sequence[Task], Mapping[str, float]]  # current tasks of a client t
 def losses(told: Iterable[Told], rules: Sequence[Aggregator] = ()) -> dict[str, float]:
     """Each task's loss on all hospitals' validation samples.
 
-    Where one of the rules that merge is not linear, a hospital is not taken at its word: the median of theirs.
+    Where one of the rules that merge is to hold against faulty answers, no hospital is taken at its word: the median.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for tasks, metrics in told:
         for task in tasks if LOSS in metrics else ():
             found.setdefault(task.id, []).append((metrics[LOSS], metrics[COUNT]))
-    if any(not rule.linear for rule in rules):
+    if any(rule.least for rule in rules):
         return {task: statistics.median(loss for loss, _ in each) for task, each in found.items()}
     return {task: sum(loss * n for loss, n in each) / sum(n for _, n in each) for task, each in found.items()}
 

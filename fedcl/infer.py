@@ -114,15 +114,15 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 }
 
 
-def resolve(rule: str) -> str:
-    """The rule behind a name; `auto` is `prototypes`.
+def resolve(rule: str, key: str = "model.infer") -> str:
+    """The rule behind a name, which `key` was given; `auto` is `prototypes`.
 
     Raises:
         FedclError: there is none of that name.
     """
     rule = "prototypes" if rule == "auto" else rule
     if rule not in RULES and rule != "prototypes":
-        raise FedclError(f"model.infer = {rule!r}: there are auto, prototypes, {', '.join(RULES)}")
+        raise FedclError(f"{key} = {rule!r}: there are auto, prototypes, {', '.join(RULES)}")
     return rule
 
 

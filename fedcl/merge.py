@@ -25,7 +25,7 @@ def rules(config: Config) -> tuple[Aggregator, Aggregator]:
     given = config.aggregators.get(name, {}) if kind == "aggregators" else _options(config, "merger")
     merger: Aggregator = plugins.make(kind, name, given)
     if merger.stays and config.model.heads != "task":
-        raise FedclError(f"federation.merger = {name!r} needs a module per task; take model.heads = 'task'")
+        raise FedclError(f"federation.merger: {name!r} needs a module per task; take model.heads = 'task' (--heads)")
     return aggregator, merger
 
 
@@ -45,21 +45,21 @@ def cautions(config: Config, fewest: Mapping[str, int]) -> list[str]:
         config: the experiment.
         fewest: by part, "" for what all share, the answers of a round at least.
     """
-    said = []
-    aggregator, merger = rules(config)
-    trunk, module = config.federation.aggregator, plugins.merger(config.federation.aggregator, config.federation.merger)
-    for name, rule, shared in ((trunk, aggregator, True), (module[1], merger, False)):
-        few = [
-            f"{part or 'the trunk'} {max(n, 1)}"
-            for part, n in sorted(fewest.items())
-            if n < rule.least and shared != bool(part)
-        ]
-        if few and config.federation.kind == "federated":
-            said.append(
-                f"{name} holds with {rule.least} answers or more, and some round has fewer: of {', '.join(few)}. Of so "
-                "few, median, trimmed-mean and krum take the median, which holds against none of one or two"
-            )
-    return said
+    if config.federation.kind != "federated":
+        return []
+    trunk = config.federation.aggregator
+    _, module = plugins.merger(trunk, config.federation.merger)
+    few: dict[str, list[str]] = {}
+    least = {name: rule.least for name, rule in zip((trunk, module), rules(config), strict=True)}
+    for part, n in sorted(fewest.items()):
+        name = module if part else trunk
+        if n < least[name]:
+            few.setdefault(name, []).append(f"{part or 'the trunk'} {max(n, 1)}")
+    return [
+        f"note: {name} holds as it says with {least[name]} answers or more, and some round has fewer: of "
+        f"{', '.join(parts)}. Of so few it takes the median: against one faulty answer of 3 or 4, none of 1 or 2"
+        for name, parts in few.items()
+    ]
 
 
 class Merge:

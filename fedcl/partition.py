@@ -146,6 +146,11 @@ def check(owner: np.ndarray, parts: np.ndarray, rule: sections.Partition, hospit
     )
 
 
+def noisy(rule: sections.Partition, hospitals: int, seed: int) -> list[int]:
+    """The hospitals whose labels are noisy."""
+    return [int(k) for k in rng.stream(seed, "noise").permutation(hospitals)[: rule.noisy]]
+
+
 def mislabel(
     samples: Samples, owner: np.ndarray, parts: np.ndarray, rule: sections.Partition, hospitals: int, seed: int
 ) -> np.ndarray:
@@ -156,9 +161,12 @@ def mislabel(
     """
     y, count = samples.y.copy(), len(samples.classes)
     if rule.noisy > hospitals:
-        raise FedclError(f"partition.noisy = {rule.noisy}: there are {hospitals} hospitals")
+        raise FedclError(
+            f"partition.noisy = {rule.noisy}: of {hospitals} hospitals (--clients) 0 to {hospitals} can be"
+        )
     generator = rng.stream(seed, "noise")
-    for hospital in generator.permutation(hospitals)[: rule.noisy]:
+    generator.permutation(hospitals)  # who they are, see `noisy`
+    for hospital in noisy(rule, hospitals, seed):
         rows = generator.permutation(np.flatnonzero((owner == hospital) & (parts != TEST)))
         rows = rows[: round(rule.noise * len(rows))]
         y[rows] = (y[rows] + generator.integers(1, count, len(rows))) % count

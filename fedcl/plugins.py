@@ -124,6 +124,11 @@ def merger(aggregator: str, name: str) -> tuple[str, str]:
     return "aggregators" if name in names("aggregators") else "mergers", name
 
 
+def stays(aggregator: str, name: str) -> bool:
+    """Whether by such a rule a task's module stays at its hospital."""
+    return bool(getattr(load(*merger(aggregator, name)), "stays", False))
+
+
 def section(kind: str) -> str:
     """The table of the config that has the options of a kind, by name."""
     return _TABLES.get(kind, kind)

@@ -62,6 +62,7 @@ class Compression:
     """How a client's deltas travel; what a plug-in of `compression/` fills. Options are the fields of the subclass."""
 
     remembers: ClassVar[bool] = False  # what was not sent stays in the client's memory, for its next deltas
+    exact: ClassVar[bool] = False  # what arrives is what was sent, to the bit
 
     def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """A client's deltas by parameter, at least one → what is sent instead; draws are made on the CPU."""

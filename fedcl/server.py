@@ -151,6 +151,8 @@ class Server:
             sent, metrics = Uploads(), list[growing.Told]()
             for update in collection.updates(self._ask, self.config.federation.timeout):
                 self._accept(group, update)
+                if update.client not in self.state.begun:
+                    self.state.begun.append(update.client)
                 records += self._journal.training(stage, update)
                 sent[update.client] = (update.weight, update.extras)
                 metrics.append((self._plan.tasks(stage, [update.client]), update.metrics))
@@ -228,7 +230,6 @@ class Server:
             clients = [c for c in group.clients if self.state.late.get(c, [])[:1] == [past]]
             for client in self._consolidate(group, past, self.config.train.rounds - 1, clients, group.snapshots[past]):
                 self.state.late[client].remove(past)
-                self.state.begun.remove(client)  # it answered, but has yet to begin this stage
             if not any(past in stages for stages in self.state.late.values()):
                 del group.snapshots[past]
 
@@ -277,8 +278,6 @@ class Server:
         """Note what a valid answer means for the client's memory."""
         self.state.versions[update.client] = update.version
         self.state.told[update.client] = group.announced
-        if update.client not in self.state.begun:
-            self.state.begun.append(update.client)
 
     def _save(self, always: bool = False) -> None:
         """Checkpoint if it is time, and stop if asked to."""

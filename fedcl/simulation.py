@@ -22,6 +22,7 @@ from fedcl import (
     infer,
     merge,
     methods,
+    partition,
     plugins,
     privacy,
     protect,
@@ -80,7 +81,7 @@ def simulate(
         _track_finished(config)
         return Result.load(config.directory())
     federation = federation or meet(config, samples)
-    told = _probe(config, federation)  # all before anything is written
+    told = probe(config, federation)  # all before anything is written
     run = RunDir(config.directory(), config, fresh)
     try:
         with _threads(config.run.threads), polite_interrupt(notify) as stop:
@@ -113,22 +114,31 @@ def check(config: Config) -> None:
     tracking.check(config)
 
 
-def _probe(config: Config, federation: Federation) -> list[str]:
+def probe(config: Config, federation: Federation) -> list[str]:
     """Build once what clients and server will build, so that a bad option ends the run before it begins.
 
     Returns what the user is to know before, in plain words.
+
+    Raises:
+        FedclError: an option, or what goes together, cannot work with these data.
     """
     augment.build(config.data.augment)
     with rng.torch_global(config.start, "init"):
         net = dynamic_net.build(config.model, federation.shape, federation.outputs(config.model.heads))
     method = methods.build(config)
     if method.watches and not federation.counts()[:, :, VAL].any():
-        raise FedclError("growth is decided by the loss of validation samples, but there are none; set data.val")
+        raise FedclError(
+            f"model.growth = {config.model.growth!r} (--growth) goes by the loss on validation samples, and with "
+            f"data.val = {config.data.val:g} there are none; take data.val = 0.1"
+        )
     plan = Plan(config, federation, method, net.owner)
     protect.build(config, federation, plan, net)
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
-    return merge.cautions(config, plan.fewest())
+    wrong = [federation.names[k] for k in sorted(partition.noisy(config.partition, len(federation.names), config.seed))]
+    share = f"{100 * config.partition.noise:g} % of the labels that {', '.join(wrong)} trains on are wrong"
+    said = [f"note: {share} (partition.noisy)"] if wrong else []
+    return said + merge.cautions(config, plan.fewest())
 
 
 def _identified(config: Config, samples: Samples) -> Config:
@@ -159,6 +169,7 @@ def _run(
         )
     if state is None:
         about = federation.describe() | {"method": method.conventions(), "hooks": sorted(method.hooks())}
+        about["noisy"] = sorted(partition.noisy(config.partition, len(federation.names), config.seed))
         run.describe(config, about, federation.rows())
         if single := [task.id for task in federation.tasks if len(task.classes) == 1]:
             text = f"{single[0]} has one class, and is always right where the task is known: read the task inferred"

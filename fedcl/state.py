@@ -46,7 +46,7 @@ class State:
     round: int = 0  # of the stage; all rounds done means that the stage is to be closed
     versions: dict[int, str] = field(default_factory=dict)  # client → its memory's version
     told: dict[int, int] = field(default_factory=dict)  # client → the last announcement that it has
-    begun: list[int] = field(default_factory=list)  # clients that have begun this stage
+    begun: list[int] = field(default_factory=list)  # clients that have trained in this stage
     late: dict[int, list[int]] = field(default_factory=dict)  # client → stages it still has to consolidate
     protection: dict[str, Any] = field(default_factory=dict)  # what was let out so far, see `protect`
     seconds: float = 0.0  # of earlier sittings

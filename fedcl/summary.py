@@ -74,11 +74,12 @@ def costs(result: Result) -> RenderableType:
         rows["parameters"] = units.count(sizes[-1])
         if "parameter_growth" in known:
             rows["parameters"] += f", {known['parameter_growth']:.2f} × those of the first task's net"
+        if "capacity" in known:
             rows["parameters"] += f", {100 * known['capacity']:.0f} % of a net for each task"
     if math.isfinite(result.metrics.get("latency_ms", math.nan)):
         rows["inference"] = f"{result.metrics['latency_ms']:.2f} ms a sample, the task inferred"
         if "latency_start_ms" in result.metrics:
-            rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms before it grew"
+            rows["inference"] += f"; {result.metrics['latency_start_ms']:.2f} ms as it was built"
     if math.isfinite(result.metrics.get("training_examples", math.nan)):
         again = result.metrics["cumulative_compute"]
         scratch = f"; from scratch at each stage it would be {again:.1f} ×" if again > 1 else ""
@@ -123,7 +124,7 @@ def compared(result: Result, peer: str) -> RenderableType:
     lines = [f"\nAs {peer} computes it: forgetting {formula} ({note})"]
     for how, values in (("known", result.pooled), ("inferred", result.pooled_inferred)):
         try:
-            numbers = metrics.compat(peer, values, result.counts.sum(axis=1))
+            numbers = metrics.compat(peer, values, result.counts.sum(axis=1), result.schedule)
         except ValueError as error:
             lines = [f"\n{error}"]
             break

@@ -123,7 +123,7 @@ class View:
             text += f" (by task {', '.join(units.percent(value) for value in known)})"
         text += f"; loss {self._loss:.3g}; {self._traffic()}"
         faults = sum(count for (stage, _, _), count in self._faults.items() if stage == event.stage)
-        text += f"; {faults} faults" if faults else ""
+        text += f"; {faults} fault{'s' if faults > 1 else ''}" if faults else ""
         self._accuracy = math.nan
         self._bytes = dict.fromkeys(self._bytes, 0.0)
         self._say(f"{self._where()}: {text}{self._left()}")
@@ -208,7 +208,7 @@ class View:
             return ""
         rounds = (self._stages - self._stage) * self._rounds - self._number
         pace = (time.monotonic() - self._begin) / (self._paced - 1)
-        return f"; {units.duration(pace * rounds)} left"
+        return f"; {units.duration(pace * rounds)} left" if pace * rounds >= 0.1 else ""  # less is read, not run
 
 
 class Lines:

@@ -27,10 +27,12 @@ def show(config: Config) -> None:
     with terminal.told(FedclError):
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
+        simulation.check(config)
         hospitals = simulation.meet(config)
+        told = simulation.probe(config, hospitals)
         cost = forecast(config, hospitals)
         plan = (*_samples(hospitals), *_schedule(hospitals), *_cost(config, hospitals, cost), *_privacy(cost))
-        for line in plan:
+        for line in (*plan, *told):
             typer.echo(line)
         typer.echo(f"\nnothing was run; without --dry-run it goes to {config.directory()}")
 

@@ -40,7 +40,7 @@ def evaluate(
     from fedcl.contracts import FedclError
 
     with terminal.told(FedclError, code=2):
-        rules.resolve(infer or "auto")
+        rules.resolve(infer or "auto", "--infer")
         if dataset:
             datasets.find(dataset)
     with terminal.told(FedclError):

@@ -204,9 +204,20 @@ class _Book:
         }
         self._runs = [(_key(cell), {"path": str(paths[_key(cell)])}) for cell in made.cells]
 
+    def _check(self) -> None:
+        """Raise FedclError where the folder has a comparison of something else."""
+        try:
+            there = [axis["key"] for axis in json.loads(self._file.read_text(encoding="utf-8"))["axes"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if there != (here := [axis["key"] for axis in self._head["axes"]]):
+            one, other = (", ".join(keys) or "seeds" for keys in (there, here))
+            raise FedclError(f"{self._file.parent} has a comparison of {one}, not of {other}; choose another --output")
+
     def write(self, errors: Mapping[tuple[tuple[str, ...], int], str]) -> None:
         """What runs there are, and which failed."""
         runs = [{"labels": list(k[0]), "seed": k[1], **more, "error": errors.get(k, "")} for k, more in self._runs]
+        self._check()
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             draft = self._file.with_suffix(".part")

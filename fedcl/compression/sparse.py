@@ -5,6 +5,7 @@ For methods that hold most entries still (masks, projections, ℓ1 penalties), a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
@@ -15,6 +16,8 @@ from fedcl.contracts import Compression
 @dataclass(frozen=True)
 class Sparse(Compression):
     """Values that are not zero and one bit an entry, or a whole number a value, or all of them: the smallest."""
+
+    exact: ClassVar[bool] = True
 
     def encode(self, deltas: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """`values` float32 [n], and their `places` unless all are sent."""

@@ -52,7 +52,10 @@ def form_of(output: Path, form: str = "") -> str:
     """
     if form not in ("", *FORMATS):
         raise FedclError(f"--format {form}: there are {', '.join(FORMATS)}")
-    return form or program.FORMATS.get(output.suffix, FORMATS[0])
+    known = {f".{FORMATS[0]}": FORMATS[0]} | program.FORMATS
+    if not form and output.suffix not in known:
+        raise FedclError(f"--output {output}: no format is known by that suffix; take {', '.join(known)}, or --format")
+    return form or known[output.suffix]
 
 
 def export(run: Path, output: Path, int8: bool = False, form: str = "", licence: str = "", task: str = "") -> Written:
@@ -97,7 +100,8 @@ def export(run: Path, output: Path, int8: bool = False, form: str = "", licence:
         distance = program.write(Exported(params, info), output, form)
     path = output.with_name(f"{output.name}.card.md")
     notes = [f"Weights are int8: {_told(scored)}."] if int8 and scored else []
-    text = card.render(Result.load(run), config, info, output.name, form, licence, notes)
+    alone = sum(value.numel() for value in Exported(params, info).net.parameters()) if task else 0
+    text = card.render(Result.load(run), config, info, output.name, form, licence, notes, alone)
     path.write_text(text, encoding="utf-8")
     return Written(sizes[0], sizes[1], scored, unscored, path, distance)
 
@@ -224,6 +228,8 @@ def _scores(
     for title, name in names[:1] if task else names:
         rows = [[r for r in s.rows if r["client"] is None and r["name"] == name] for s in pair]
         values = [[r["value"] for r in each if task in ("", r["task"])] for each in rows]
+        if not all(values):
+            return (), f"there are no test samples of {task or 'any task'}"
         before, after = (sum(each) / len(each) for each in values)
         found.append((title, before, after))
     return tuple(found), ""

@@ -30,7 +30,14 @@ _USE = {
 
 
 def render(
-    result: Result, config: Config, info: Mapping[str, Any], file: str, form: str, licence: str, notes: Sequence[str]
+    result: Result,
+    config: Config,
+    info: Mapping[str, Any],
+    file: str,
+    form: str,
+    licence: str,
+    notes: Sequence[str],
+    alone: int = 0,
 ) -> str:
     """The card.
 
@@ -42,16 +49,21 @@ def render(
         form: its format.
         licence: of the model, an SPDX identifier; "" is unknown.
         notes: what else is to be known of the file, a sentence each.
+        alone: of a file with one task of several, how many parameters it has.
     """
     head = ["---", f"license: {licence.lower() or 'unknown'}", "library_name: fedcl"]
     head += ["tags: [federated-learning, continual-learning]", "---", ""]
-    title = f"# {config.data.name}, {config.method}: {len(result.tasks)} tasks of {len(result.hospitals)} hospitals"
-    parts = [title, *_what(result, config, info), *_use(info, file, form), *_tasks(result, info), *_figures(result)]
-    parts += [*_hospitals(result), *_training(result, config), *_limits(config, licence, notes)]
+    which = f"task `{info['tasks'][0]['id']}` alone, of " if alone else ""
+    title = (
+        f"# {config.data.name}, {config.method}: {which}{len(result.tasks)} tasks of {len(result.hospitals)} hospitals"
+    )
+    parts = [title, *_what(result, config, info, alone), *_use(info, file, form), *_tasks(result, info)]
+    parts += ["What follows is of the whole run, with all its tasks."] if alone else []
+    parts += [*_figures(result), *_hospitals(result), *_training(result, config), *_limits(config, licence, notes)]
     return "\n".join(head) + "\n\n".join(parts) + "\n"
 
 
-def _what(result: Result, config: Config, info: Mapping[str, Any]) -> Iterator[str]:
+def _what(result: Result, config: Config, info: Mapping[str, Any], alone: int) -> Iterator[str]:
     parameters = [r.value for r in result.records if (r.phase, r.name, r.task) == ("model", "parameters", None)]
     size = f", {units.count(parameters[-1])} parameters" if parameters else ""
     heads = {"task": "a module for each task", "shared": "one head for all classes", "domain": "one head by place"}
@@ -59,6 +71,8 @@ def _what(result: Result, config: Config, info: Mapping[str, Any]) -> Iterator[s
     kinds = {"federated": "trained together, data apart", "joint": "trained on all data and tasks at once"}
     how = kinds.get(config.federation.kind, f"federation.kind = {config.federation.kind}")
     yield f"A classifier ({trunk}), {how}, task after task; merged model after the last stage."
+    if alone:
+        yield f"This file is what one task needs of it, {units.count(alone)} parameters: the rest was taken out."
 
 
 def _use(info: Mapping[str, Any], file: str, form: str) -> Iterator[str]:

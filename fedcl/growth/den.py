@@ -14,7 +14,7 @@ Yoon et al. 2018, with a stage's rounds shared out between its four steps, and t
    closed for it, its copy open.
 The first task trains all with ℓ1. Shrinkage is proximal after each optimiser's step, hence exact zeros at a hospital;
 a mean of differences seldom is one, so the server takes |w| < 1e-6 for zero: a path exists where any hospital kept it.
-Rules with inertia and compression would move what all hospitals left alone, and are refused.
+Rules with inertia and lossy compression would move what all hospitals left alone, and are refused.
 The official code differs from the paper in nine points; this follows the paper, with these deviations: the drift term
 is a proximal step too (stable at any strength), a module with a hidden layer stands for the paper's single top layer
 and keeps its ℓ1 in all steps, copies train on without drift (what they hold is no old task's), the loss is the
@@ -72,6 +72,7 @@ class DEN(Method):
     watches: ClassVar[bool] = True
     needs_before: ClassVar[bool] = True
     edits_last: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if min(self.l1, self.group, self.drift, self.above, self.split) < 0 or self.units < 1:
@@ -87,16 +88,18 @@ class DEN(Method):
             return "follows paths from layer to layer; take model.name = 'mlp' or 'cnn'"
         if config.model.weight_norm:
             return "shrinks weights to zero, which model.weight_norm holds as lengths and directions; take false"
-        if config.federation.merger == "personal":
-            return "selects at the server, but federation.merger = 'personal' leaves modules at their hospitals"
+        merger = config.federation.merger
+        if plugins.stays(config.federation.aggregator, merger):
+            return f"selects at the server, but federation.merger = {merger!r} leaves modules at their hospitals"
         if config.federation.consolidate_on == "local":
             return "takes units away after a stage's last round; take federation.consolidate_on = 'merged'"
         if config.train.stream == "hybrid":
             return "is held to what a stage began with, which a hybrid stream measures anew; take 'offline' or 'online'"
         if [] in (config.model.options.get("hidden"), config.model.options.get("channels")):
             return "needs hidden layers to select in; model.options has none"
-        if config.federation.compress != "none":
-            return "finds zeros in the hospitals' mean, which compression blurs; take federation.compress = 'none'"
+        compress = config.federation.compress
+        if compress != "none" and not getattr(plugins.load("compression", compress), "exact", False):
+            return f"finds zeros in the hospitals' mean, which {compress!r} blurs; take federation.compress = 'sparse'"
         trunk = config.federation.aggregator
         for kind, rule in (("aggregators", trunk), plugins.merger(trunk, config.federation.merger)):
             if getattr(plugins.load(kind, rule), "inertia", False):

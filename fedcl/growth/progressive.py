@@ -55,6 +55,8 @@ class Progressive(Method):
         self._stall()
         if min(self.units, self.heads, self.adapter) < 0 or self.limit < 1:
             raise ValueError(f"units, heads and adapter must be ≥ 0, limit = {self.limit} ≥ 1")
+        if not (self.units or self.heads or self.adapter):
+            raise ValueError("units, heads and adapter are all 0: nothing would ever grow")
 
     def unfit(self, config: Config) -> str:
         """All steps are in the trunk."""

@@ -1,6 +1,6 @@
 """Close the least important units for a task, and let the rest learn on; what is closed is left out when extracted.
 
-Importance of a unit with incoming weights w (its share `drop` with the smallest is closed):
+Importance of a unit with incoming weights w (the `share` with the smallest is closed):
 `magnitude`: ‖w‖₂, which the server sees for itself. `gradient`: the mean over a round's steps of ‖∂L/∂w‖₂.
 `fisher`: ½ Σ F w², the rise of the loss when the unit goes (LeCun et al. 1990), with the empirical Fisher F of the
 batches of a round's steps. Hospitals send one number a unit and round for the last two. Masks are buffers that the
@@ -21,7 +21,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fedcl import structure
+from fedcl import plugins, structure
 from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.models.dynamic_net import DynamicNet
@@ -61,8 +61,9 @@ class Prune(Method):
         """The masks are a task's own, and the server's to decide."""
         if config.model.heads != "task":
             return "closes units for one task; take model.heads = 'task'"
-        if config.federation.merger == "personal":
-            return "decides masks at the server, but federation.merger = 'personal' leaves them at their hospitals"
+        merger = config.federation.merger
+        if plugins.stays(config.federation.aggregator, merger):
+            return f"decides masks at the server, but federation.merger = {merger!r} leaves them at their hospitals"
         if config.model.weight_norm:
             return "ranks units by their weights, which model.weight_norm holds as lengths and directions; take false"
         if self.where == "trunk" and config.model.name == "resnet18":

@@ -54,8 +54,9 @@ class Search(Method):
         """The candidates are units of a task's own module, which the server widens."""
         if config.model.heads != "task":
             return "searches for units of a task's module; take model.heads = 'task'"
-        if config.federation.merger == "personal":
-            return "needs modules at the server, but federation.merger = 'personal' leaves them at their hospitals"
+        merger = config.federation.merger
+        if plugins.stays(config.federation.aggregator, merger):
+            return f"needs modules at the server, but federation.merger = {merger!r} leaves them at their hospitals"
         if "threshold" in plugins.split(config.model.growth) and (
             config.growth.get("threshold", {}).get("where", "module") != "trunk"
         ):

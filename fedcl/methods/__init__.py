@@ -31,12 +31,14 @@ def build(config: Config) -> Combination:
     rules = [] if config.model.growth == "none" else plugins.split(config.model.growth)
     if unused := sorted(set(config.growth) - set(rules)):
         raise FedclError(
-            f"growth.{unused[0]}: options of a rule that model.growth = {config.model.growth!r} does not use"
+            f"growth.{unused[0]}: options of a rule that model.growth = {config.model.growth!r} (--growth) does not use"
         )
     if rules and (fixed := [name for name, part in parts.items() if not part.resizes]):
         raise FedclError(f"method {fixed[0]} keeps directions of a net of one size; take model.growth = 'none'")
     if rules and config.model.heads != "task" and config.model.masks == "slices":
         raise FedclError("model.masks = 'slices' with growth needs a module per task; take model.heads = 'task'")
+    if twice := [name for name in rules if rules.count(name) > 1]:
+        raise FedclError(f"growth rule {twice[0]!r} is named twice in {config.model.growth!r}")
     for name in rules:  # last: what the methods say of the merged model is what grows
         parts[name.replace("-", "_")] = plugins.make("growth", name, config.growth.get(name, {}))
     _together(parts)
@@ -49,7 +51,8 @@ def build(config: Config) -> Combination:
 
 def _homeless(part: Method, config: Config) -> str:
     """Why modules that have to stay at their hospital cannot; "" if they can, or need not."""
-    if part.personal and config.federation.merger not in ("auto", "personal"):
+    merger = config.federation.merger
+    if part.personal and merger != "auto" and not plugins.stays(config.federation.aggregator, merger):
         return "keeps a task's module at its hospital: federation.merger must be 'auto' or 'personal'"
     if part.personal and config.model.heads != "task":
         return "keeps a task's module at its hospital: model.heads must be 'task'"

@@ -41,6 +41,7 @@ class HAT(Method):
     masks: ClassVar[Masks] = "units"
     needs_before: ClassVar[bool] = True
     edits_last: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.strength < 0 or self.s_max <= 1:

@@ -1,7 +1,7 @@
 """L2: stay near the parameters at the end of the last task, all alike: (λ/2) ‖θ − θ_old‖².
 
 EWC with F = 1: the simplest of the penalties, and the one that tells what importances are worth. Works with the task
-known or not; keeps no data; sends nothing beside parameters.
+known or not; keeps no data; sends nothing beside parameters (with `share` = "sum" its ones).
 """
 
 from __future__ import annotations

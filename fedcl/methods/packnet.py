@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedcl import plugins
 from fedcl.config import Config, Masks
 from fedcl.contracts import Context, Memory, Method, Moment, Params, Step, role
 from fedcl.models.dynamic_net import WeightMask, needs_task, own_rows
@@ -42,6 +43,7 @@ class PackNet(Method):
     records: ClassVar[Literal["none"]] = "none"
     needs_before: ClassVar[bool] = True
     edits_last: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 < self.keep < 1 and 0 < self.retrain < 1):
@@ -51,6 +53,11 @@ class PackNet(Method):
         """It prunes between rounds, and a task's mask is of no use to who does not know the task."""
         if config.train.rounds < 2:
             return "prunes between rounds: train.rounds must be at least 2"
+        rule = config.federation.aggregator
+        if config.train.reset == "never" and getattr(plugins.load("aggregators", rule), "inertia", False):
+            return (
+                f"fixes weights, which the momentum of {rule!r} would move later: take train.reset = 'round' or 'task'"
+            )
         return needs_task(config.model, "weights")
 
     def merged(self, moment: Moment, before: Params, params: Params, state: Memory) -> tuple[Params, Memory]:

@@ -9,8 +9,8 @@ sends Δ_i = c_i⁺ − c_i, all of c_i⁺ after its first round of the stage, a
 over who answered, with the weights n_i that their models are averaged with, and M the sum of the weights with which
 hospitals joined. So c is the mean of the latest c_i of all that have joined the stage, weighted as models are, whoever
 takes part in a round, and corrections cancel in the mean of all of them; a hospital that is alone has c = c_i, and is
-not corrected. The server keeps M, and nothing of a single hospital: where n_i differs from round to round (a stream
-that is dealt out over them), each change counts with its own round's weight, and c is that mean but for this.
+not corrected. The server keeps M, and nothing of a single hospital, so that n_i must not differ from round to round:
+streams are refused, as is what would clip Δ_i or put noise on it, of which c would never be rid.
 
 Otherwise than the paper: its c is Σ c_i / N over all N clients, alike and with those that never answered, whose c_i is
 0; here weights are those of the models (were they others, corrections would not cancel in their mean, and a hospital
@@ -57,6 +57,7 @@ class Scaffold(Method):
     reset: Literal["round", "task", "never"] = "round"
     sends: ClassVar[Literal["task", "round"]] = "round"
     records: ClassVar[Literal["none"]] = "none"
+    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1 or not 0 <= self.momentum < 1:
@@ -72,6 +73,8 @@ class Scaffold(Method):
             return f"needs methods.scaffold.momentum = {config.train.momentum}, as train.momentum is"
         if self.momentum and config.train.reset != self.reset:
             return f"needs methods.scaffold.reset = {config.train.reset!r}, as train.reset is"
+        if config.train.stream != "offline":
+            return "weighs hospitals by samples, which a stream changes with each round: take train.stream = 'offline'"
         rule = config.federation.aggregator
         if not getattr(plugins.load("aggregators", rule), "linear", True):
             return f"has a plain mean of what hospitals send: federation.aggregator must be linear, not {rule!r}"

@@ -41,7 +41,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedcl import rng
+from fedcl import plugins, rng
 from fedcl.config import Config
 from fedcl.contracts import Batch, Context, Memory, Method, Params, role
 from fedcl.methods import _buffer
@@ -123,8 +123,9 @@ class Target(Method):
 
     def unfit(self, config: Config) -> str:
         """The server has to have the whole model."""
-        if config.federation.merger == "personal":
-            return "asks the server's model, which has no modules of tasks with federation.merger = 'personal'"
+        merger = config.federation.merger
+        if plugins.stays(config.federation.aggregator, merger):
+            return f"asks the server's model, which has no modules of tasks with federation.merger = {merger!r}"
         return ""
 
     def penalty(self, ctx: Context, params: Params, batch: Batch, memory: Memory) -> Tensor:

@@ -6,7 +6,7 @@ learned at stage t. None of these is a definition to report: each is named with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,9 @@ PEERS = {
 COMPAT: dict[str, tuple[str, str]] = {name: (peer.formula, peer.note) for name, peer in PEERS.items()}
 
 
-def compat(name: str, r: Floats, counts: Ints | None = None) -> dict[str, float]:
+def compat(
+    name: str, r: Floats, counts: Ints | None = None, schedule: Sequence[Sequence[Sequence[int]]] = ()
+) -> dict[str, float]:
     """A peer's accuracy and forgetting, computed its way.
 
     Args:
@@ -72,6 +74,7 @@ def compat(name: str, r: Floats, counts: Ints | None = None) -> dict[str, float]
         r: R [T, T], row s after stage s, column t the task learned at stage t; cells above the
             diagonal may be NaN.
         counts: [T] test samples, for fed-mammoth's accuracy; None weighs tasks equally.
+        schedule: [stage][client] → tasks, where it is known.
 
     Returns:
         `average_accuracy` and `forgetting`, fractions; forgetting is NaN where the peer would divide by 0.
@@ -81,11 +84,14 @@ def compat(name: str, r: Floats, counts: Ints | None = None) -> dict[str, float]
     """
     if name not in PEERS:
         raise ValueError(f"--metrics-compat {name!r} is unknown; there are {', '.join(sorted(PEERS))}")
+    needs = f"--metrics-compat {name}: its definition needs one new task a stage, the same for all hospitals"
     if r.ndim != 2 or r.shape[0] != r.shape[1] or not len(r):
         raise ValueError(
-            f"--metrics-compat {name}: its definition needs one new task a stage, the same for all hospitals "
-            f"(a square matrix), and this run has {' × '.join(map(str, r.shape))}; use our own definitions"
+            f"{needs} (a square matrix), and this run has {' × '.join(map(str, r.shape))}; use our own definitions"
         )
+    other = (stage for stage, plan in enumerate(schedule) for now in plan if tuple(now) not in ((), (stage,)))
+    if (stage := next(other, -1)) >= 0:
+        raise ValueError(f"{needs}, and in stage {stage + 1} of this run some have another; use our own definitions")
     if np.isnan(r[np.tril_indices(len(r))]).any():
         raise ValueError(f"--metrics-compat {name}: a learned task has no accuracy after some stage; use ours")
     known = np.where(np.isnan(r), 0.0, r)  # above the diagonal only; the peers have zeros there

@@ -33,7 +33,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens x [B, T, dim] → [B, T, dim]."""
         batch, tokens, _ = x.shape
-        split = self.qkv(x).reshape(batch, tokens, -1, 3, self.each)
+        heads = len(self.qkv.weight) // (3 * self.each)  # as many as have grown
+        split = self.qkv(x).reshape(batch, tokens, heads, 3, self.each)
         q, k, v = split.permute(3, 0, 2, 1, 4)  # each [B, heads, T, dim / heads]
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -111,6 +111,8 @@ class ClientDP(Mechanism):
             )
         if self.where == "server" and config.federation.compress != "none":
             return "bounds updates before they are compressed, which may make them longer; take compress = 'none'"
+        if exact := [name for name, part in parts.items() if part.exact]:
+            return f"clips updates and puts noise on all of them, which breaks what {exact[0]!r} promises"
         return ""
 
     def settled(self, cost: Callable[[ClientDP], float]) -> ClientDP:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from fedcl import infer
+from fedcl import infer, plugins
 from fedcl.config import Config
 from fedcl.report.bars import stacked
 from fedcl.report.layout import Cell, Data, Figure, Table, Value
@@ -62,7 +62,7 @@ def sent(result: Result) -> list[Table]:
 
 def _contents(config: Config, hooks: Collection[str]) -> dict[str, str]:
     """Phase → what it brings to a hospital."""
-    stays = config.federation.merger == "personal"
+    stays = plugins.stays(config.federation.aggregator, config.federation.merger)
     module = "" if stays else ", module and gate of its task"
     heads = {"task": module, "shared": " and the shared head", "domain": " and the shared head"}[config.model.heads]
     news = "; what the server half of the method says" if "server" in hooks or "receive" in hooks else ""

@@ -196,21 +196,17 @@ def tiles(result: Result, status: Mapping[str, Any]) -> list[list[Tile]]:
 
 
 def _costs(result: Result, status: Mapping[str, Any]) -> list[Tile]:
-    sizes = {
-        r.stage: r.value for r in result.records if r.phase == "model" and r.name == "parameters" and r.task is None
-    }
-    last, growth = sizes[max(sizes)] if sizes else float("nan"), result.metrics.get("parameter_growth", float("nan"))
-    known = bool(sizes) and np.isfinite(growth)
+    start, growth = (result.metrics.get(name, float("nan")) for name in ("parameters_start", "parameter_growth"))
     latency = result.metrics.get("latency_ms", float("nan"))
     speed = f"{latency:.3g} ms" if np.isfinite(latency) else "–"
-    change = f"{count(last / growth)} → {count(last)}" if known else "not known"
+    change = f"{count(start)} → {count(start * growth)}" if np.isfinite(start * growth) else "not known"
     examples, again = (result.metrics.get(n, float("nan")) for n in ("training_examples", "cumulative_compute"))
     kept = result.metrics.get("memory_per_hospital", float("nan"))
     return [
         Tile("Sent to clients", size(result.bytes_down), "", ("training, consolidation, evaluation",)),
         Tile("Sent by clients", size(result.bytes_up), "", _sent(result)),
         Tile("Time", duration(float(status["seconds"])), "", (str(status["clock"]),)),
-        Tile("Parameter growth", f"× {growth:.2f}" if known else "–", "", (change,)),
+        Tile("Parameter growth", f"× {growth:.2f}" if np.isfinite(growth) else "–", "", (change,)),
         Tile("Inference", speed, "", ("per sample",)),
         Tile(
             "Trained on",

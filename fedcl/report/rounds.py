@@ -85,17 +85,24 @@ def updates(result: Result) -> list[Figure]:
         ("norm", "Length of updates", "× median", "Norm of a client's update over the median norm of the round."),
     ):
         found: dict[int, list[Point]] = defaultdict(list)
+        stages: dict[int, dict[int, None]] = defaultdict(dict)  # the rounds of each, in order
         for r in result.records:
             if (r.phase, r.name) == ("drift", name) and r.client is not None and math.isfinite(r.value):
                 found[r.client].append((r.round + 1.0, r.value))
+                stages[r.stage][r.round] = None
         if not found:
             continue
+        for points in found.values():  # no line leads through a stage that a client sat out
+            there = {n for n, _ in points}
+            away = [n + 1.0 for rounds in stages.values() if not any(n + 1.0 in there for n in rounds) for n in rounds]
+            points[:] = sorted([*points, *((n, math.nan) for n in away)])
         many = len(found) > MANY
         series = []
         for client in sorted(found):
             who = ", ".join(result.hospitals[h] for h in result.members[client][:2])
             series.append(Series("" if many else who, found[client], "quiet" if many else colour(client), who))
-        axis = around([v for s in series for _, v in s.points] + [0.0], axis_title, lambda v: f"{v:.3g}", 0.25)
+        values = [v for s in series for _, v in s.points if math.isfinite(v)]
+        axis = around([*values, 0.0], axis_title, lambda v: f"{v:.3g}", 0.25)
         head = Head(f"updates-{name}", title, caption)
         svg = curves(head, series, rounds(result), axis, boundaries(result))
         figures.append(Figure(head.id, title, caption, svg, wide_data("round", series), marks=HOSPITAL))

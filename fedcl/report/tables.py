@@ -141,7 +141,7 @@ def compat_table(result: Result) -> list[dict[str, str]]:
         row = {"peer": peer, "formula": formula, "note": note, "known": "–", "inferred": "–"}
         for how, pooled in (("known", result.pooled), ("inferred", result.pooled_inferred)):
             with suppress(ValueError):
-                row[how] = share(compat(peer, pooled, result.counts.sum(axis=1))["forgetting"]).text
+                row[how] = share(compat(peer, pooled, result.counts.sum(axis=1), result.schedule)["forgetting"]).text
         rows.append(row)
     return [row for row in rows if {row["known"], row["inferred"]} != {"–"}]
 
@@ -151,7 +151,8 @@ def extras(result: Result) -> list[tuple[str, str, str]]:
     known = (
         set(DEFINITIONS)
         | {f"{name}_inferred" for name in INFERRED}
-        | {"latency_ms", "parameter_growth", "training_examples", "cumulative_compute", "memory_per_hospital"}
+        | {"latency_ms", "parameters_start", "parameter_growth"}
+        | {"training_examples", "cumulative_compute", "memory_per_hospital"}
     )
     chosen = [r for r in result.records if r.phase == "final" and r.client is None and r.name not in known]
     return [(r.name.replace("_", " "), f"{r.value:.6g}" if np.isfinite(r.value) else "–", r.note) for r in chosen]

@@ -164,3 +164,9 @@ def test_the_command_stops_on_ctrl_c_saved_and_goes_on(tmp_path):
     done = CliRunner().invoke(app, ["compare", *long])
     assert done.exit_code == 0, done.output
     assert len(list(made.glob("*/*/report.html"))) == 2
+
+
+def test_a_folder_with_another_comparison_is_refused(found):
+    made, _ = found
+    with pytest.raises(FedclError, match=r"has a comparison of method, partition\.alpha, not of seeds"):
+        fedcl.compare(Config.model_validate(TINY), {}, 2, output=made.path)

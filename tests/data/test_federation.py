@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedcl import datasets, federation
+from fedcl import datasets, federation, partition
 from fedcl.config import Config
 from fedcl.contracts import SPLITS, TEST, TRAIN, Batch, FedclError, Samples
 
@@ -208,9 +208,10 @@ def test_noisy_hospitals_have_wrong_labels_to_train_on_only(digits: federation.F
         wrong.setdefault((row[1], row[2]), []).append(clean[3] != row[3])
     shares = {key: sum(flags) / len(flags) for key, flags in wrong.items()}
     assert all(shares[hospital, "test"] == 0 for hospital in range(5))
-    assert sorted(round(shares[hospital, "train"], 1) for hospital in range(5)) == [0, 0, 0, 0.5, 0.5]
+    named = partition.noisy(Config.model_validate({"partition": {"noisy": 2}}).partition, 5, seed=0)
+    assert [round(shares[hospital, "train"], 1) for hospital in range(5)] == [0.5 * (k in named) for k in range(5)]
 
 
 def test_no_more_noisy_hospitals_than_there_are() -> None:
-    with pytest.raises(FedclError, match="there are 5 hospitals"):
+    with pytest.raises(FedclError, match="noisy = 6: of 5 hospitals"):
         build(partition={"noisy": 6})

@@ -6,17 +6,18 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import model, stop_after
+from small import TINY, model, stop_after
 from smoke.running import run_here
 
 import fedcl
 from fedcl import export, federation, finish, quantize, run_dir
 from fedcl.config import Config
-from fedcl.contracts import FedclError
+from fedcl.contracts import TEST, TRAIN, FedclError
 from fedcl.simulation import Interrupted, simulate
 
 
@@ -270,3 +271,20 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1].strip() == "HEAVY"
+
+
+def test_a_suffix_that_names_no_format_is_refused(digits, tmp_path):
+    with pytest.raises(FedclError, match=r"net\.onx: no format is known by that suffix; take \.safetensors, .*\.onnx"):
+        export.form_of(tmp_path / "net.onx")
+    assert export.form_of(tmp_path / "net.onx", "onnx") == "onnx"
+
+
+def test_a_task_without_test_samples_is_exported_unscored(tmp_path):
+    """Samples are there to train on only, of the last two classes."""
+    x, y = np.random.default_rng(0).normal(size=(240, 12)).astype(np.float32), np.arange(240) % 4
+    np.savez(tmp_path / "data.npz", x=x, y=y, split=np.where((y < 2) & (np.arange(240) % 3 == 0), TEST, TRAIN))
+    data = {"name": "npz", "options": {"path": str(tmp_path / "data.npz")}}
+    result = simulate(Config.model_validate(TINY | {"data": data, "run": {"output": str(tmp_path / "run")}}))
+    assert export.export(result.path, tmp_path / "t0.safetensors", task="t0").accuracies
+    done = export.export(result.path, tmp_path / "t1.safetensors", task="t1")
+    assert (done.accuracies, done.unscored) == ((), "there are no test samples of t1")

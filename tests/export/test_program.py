@@ -87,6 +87,12 @@ def test_the_card_says_what_the_run_found(run, tmp_path):
     assert worst[1] == units.percent(result.metrics["worst_hospital_accuracy"])
     assert next(row[-1] for row in rows if row[0].startswith("hospital ")) == worst[1]
     assert str(result.path.parent) not in card
+    assert "alone" not in card
+    export.export(result.path, tmp_path / "net.safetensors", task="t1")
+    card = (tmp_path / "net.safetensors.card.md").read_text()
+    size = sum(value.numel() for value in export.load_export(tmp_path / "net.safetensors").net.parameters())
+    assert "ewc: task `t1` alone, of 3 tasks of 3 hospitals" in card
+    assert f"what one task needs of it, {units.count(size)} parameters" in card
     export.export(result.path, tmp_path / "net.safetensors")
     assert "Licence: unknown" in (tmp_path / "net.safetensors.card.md").read_text()
 

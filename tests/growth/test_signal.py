@@ -11,7 +11,10 @@ from fedcl import growing
 from fedcl.aggregators.fedavg import FedAvg
 from fedcl.aggregators.krum import Krum
 from fedcl.aggregators.median import Median
+from fedcl.aggregators.trimmed_mean import TrimmedMean
 from fedcl.client import Client
+from fedcl.mergers.fisher import Fisher
+from fedcl.mergers.ties import Ties
 
 LINEAR, ROBUST = FedAvg(), Median()
 
@@ -24,6 +27,13 @@ def _told(*values):
 def test_the_mean_is_by_samples():
     assert growing.losses(_told((1.0, 30), (3.0, 10))) == {"t0": 1.5}
     assert growing.losses([*_told((1.0, 30)), ((SimpleNamespace(id="t1"),), {})]) == {"t0": 1.0}
+
+
+@pytest.mark.parametrize("merger", [Fisher(), Ties(), TrimmedMean(cut=0.0)])
+def test_rules_that_are_not_linear_and_hold_against_nothing_leave_the_mean(merger):
+    assert growing.losses(_told((1.0, 30), (3.0, 10), (3.0, 0.001)), (LINEAR, merger))["t0"] == pytest.approx(
+        1.5, abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("rules", [(ROBUST, ROBUST), (LINEAR, Krum()), (ROBUST, LINEAR)])

@@ -248,7 +248,9 @@ def test_a_grown_net_is_read_back_and_rescored(run):
             {"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"consolidate_on": "local"}},
             "consolidate",
         ),
-        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"compress": "int8"}}, "compression"),
+        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"compress": "int8"}}, "'int8' blurs"),
+        ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"compress": "topk"}}, "'topk' blurs"),
+        ({"model": {"growth": "threshold+threshold"}}, "named twice"),
         ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"aggregator": "fedadam"}}, "momentum"),
         ({"model": {"growth": "den"}, "train": {"rounds": 4}, "federation": {"merger": "fedavgm"}}, "momentum"),
         ({"model": {"growth": "den", "options": {"hidden": []}}, "train": {"rounds": 4}}, "hidden layers"),
@@ -280,5 +282,5 @@ def test_what_cannot_grow_is_refused(changes, says):
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("search", "prune")])
 def test_without_validation_samples_nothing_could_decide(run, rule):
-    with pytest.raises(FedclError, match=r"set data\.val"):
+    with pytest.raises(FedclError, match=r"take data\.val"):
         run(rule, **_growing(rule, data={"val": 0.0}))

@@ -39,6 +39,13 @@ def test_features_of_each_sample_alone(name: str, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("name", plugins.names("models"))
+def test_no_samples_have_no_features(name: str) -> None:
+    """A hospital may have none of a task to validate on."""
+    net = trunk(name, (1, 8, 8))
+    assert net(torch.empty(0, 1, 8, 8)).shape == (0, net.width)
+
+
+@pytest.mark.parametrize("name", plugins.names("models"))
 def test_weights_depend_on_the_seed_alone_and_all_learn(name: str) -> None:
     net, again = trunk(name, (1, 8, 8)), trunk(name, (1, 8, 8))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))

@@ -204,6 +204,9 @@ def test_a_round_beyond_the_budget_is_not_sent(run, monkeypatch):
         ),
         (SUMS | {"federation": {"clients": 4, "fraction": 0.5}}, "only 2 of them train a task"),
         (SERVER | {"method": "scaffold"}, "reads uploads one by one"),
+        (OWN | {"method": "scaffold"}, "breaks what 'scaffold' promises"),
+        (SERVER | {"method": "packnet"}, "breaks what 'packnet' promises"),
+        (OWN | {"method": "hat"}, "breaks what 'hat' promises"),
         (SERVER | {"federation": {"aggregator": "median"}}, "works on sums"),
         (SUMS | {"federation": {"compress": "int8"}}, "compress = 'none'"),
         (

@@ -40,6 +40,7 @@ class Fake:
         for stage in range(done):
             self._stage(stage, schedule[stage])
         self._add(done - 1, "final", "latency_ms", 0.21)
+        self._add(done - 1, "final", "parameters_start", 34_100)
         self._add(done - 1, "final", "parameter_growth", (33_000 + min(done, self.tasks) * 1_100) / 34_100)
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         (run / "federation.json").write_text(json.dumps(self._plan(schedule)))

@@ -195,6 +195,13 @@ def test_compat_refuses_what_it_cannot_read(name: str, r: Floats, words: str) ->
         compat(name, r)
 
 
+def test_compat_refuses_stages_with_other_tasks() -> None:
+    same = [[(stage,), (stage,), ()] for stage in range(3)]
+    assert compat("fot", R, None, same) == compat("fot", R)
+    with pytest.raises(ValueError, match="stage 2 of this run some have another"):
+        compat("fot", R, None, [same[0], [(1,), (2,), ()], same[2]])
+
+
 def test_compat_of_one_task() -> None:
     r = np.array([[0.8]])
     assert np.isnan(compat("fot", r)["forgetting"])

@@ -152,7 +152,7 @@ def test_headline_numbers_are_those_of_the_metrics(make_run: Maker) -> None:
     assert f"Worst hospital {100 * metrics['worst_hospital_accuracy']:.1f} % task known" in text
     assert "Forward transfer – needs a shared head and two tasks" in text
     assert "1:23 min" in text
-    assert "× 1.13" in text
+    assert "× 1.13 34.1 k → 38.5 k" in text
     assert "0.21 ms" in text
     for title, formula, source in DEFINITIONS.values():
         assert title in text

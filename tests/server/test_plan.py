@@ -9,6 +9,7 @@ from flwr.app import Message
 from small import model
 
 from fedcl import defaults, federation, methods
+from fedcl.client import Client
 from fedcl.contracts import role
 from fedcl.models import dynamic_net
 from fedcl.plan import Plan
@@ -133,3 +134,24 @@ def test_gates_close_at_the_servers_word(run):
     masks = [value for name, value in closed.items() if name.endswith(".mask")]
     assert all(set(mask.tolist()) <= {0.0, 1.0} for mask in masks)
     assert 0 < sum(float(mask.sum()) for mask in masks) < sum(mask.numel() for mask in masks)
+
+
+def test_a_hospital_begins_a_stage_when_it_first_trains_in_it(run, monkeypatch):
+    """Consolidating on the way is no beginning: a task that comes back is streamed from its start."""
+    jobs, went = [], Client.run
+
+    def spy(self, client, job):
+        update = went(self, client, job)
+        if job.phase == "train":
+            jobs.append((job.stage, client, "begin" in job.flags, update.weight))
+        return update
+
+    monkeypatch.setattr(Client, "run", spy)
+    stream = {"schedule": "table", "table": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}
+    train = {"rounds": 6, "stream": "hybrid", "consolidate_every": 2}
+    run(method="ewc", train=train, federation={"fraction": 0.34}, stream=stream)
+    for stage in range(3):
+        drawn = [(client, begins, weight) for at, client, begins, weight in jobs if at == stage]
+        first = {client: (begins, weight) for client, begins, weight in reversed(drawn)}
+        assert all(begins and weight > 0 for begins, weight in first.values())
+        assert sum(begins for _, begins, _ in drawn) == len(first)

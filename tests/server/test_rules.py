@@ -101,12 +101,14 @@ def test_few_answers_are_said_before_the_run():
     enough = {"": 5, "t0": 5}
     assert said(enough, aggregator="krum") == said({"": 1, "t0": 1}) == []
     (text,) = said({"": 5, "t0": 4, "t1": 2}, aggregator="krum")
-    assert text.startswith("krum holds with 5 answers or more")
+    assert text.startswith("note: krum holds as it says with 5 answers or more")
     assert "of t0 4, t1 2. " in text
+    (text,) = said({"": 4, "t0": 4}, aggregator="krum")  # once of trunk and modules
+    assert "of the trunk 4, t0 4. " in text
     (text,) = said({"": 2, "t0": 2}, aggregator="median", merger="weighted")
     assert "of the trunk 2. " in text
     (text,) = said({"": 9, "t0": 4}, merger="trimmed-mean")
-    assert text.startswith("trimmed-mean holds with 5")
+    assert text.startswith("note: trimmed-mean holds as it says with 5")
     assert said({"": 1, "t0": 1}, aggregator="krum", kind="local") == []
 
 
