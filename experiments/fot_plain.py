@@ -128,9 +128,7 @@ def main() -> None:
     basis = {layer: torch.empty(784 if layer == 0 else 400, 0) for layer in INPUTS} if asked.threshold else {}
     for task in range(asked.tasks):
         draw = np.random.RandomState(task)
-        draw.choice(
-            CLIENTS, CLIENTS, replace=False
-        )  # who has the task: all; drawn there, so that permutations are theirs
+        draw.permutation(CLIENTS)  # who has the task: all; their code draws it, and so come the same permutations
         orders.append(draw.permutation(784) if task else np.arange(784))
         held, turned = deal(y, asked.shards, draw), x[:, orders[-1]]
         for number in range(asked.rounds):
