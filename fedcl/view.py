@@ -208,7 +208,7 @@ class View:
             return ""
         rounds = (self._stages - self._stage) * self._rounds - self._number
         pace = (time.monotonic() - self._begin) / (self._paced - 1)
-        return f"; {units.duration(pace * rounds)} left" if pace * rounds >= 0.1 else ""  # less is read, not run
+        return f"; {units.duration(pace * rounds)} left"
 
 
 class Lines:

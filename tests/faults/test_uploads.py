@@ -31,14 +31,14 @@ VARIANTS = {
     ),
     "a shared head": merged(UPLOADING["gpm"], model={"heads": "shared"}),
     "a trunk that stands still": {"method": "freeze+scaffold"},
-    "noise at hospitals": {
-        "method": "scaffold",
-        "privacy": {"mechanism": "client-dp"},
-        "mechanisms": {"client-dp": {"where": "hospital", "noise": 0.1}},
-    },
+    "noise at hospitals": merged(
+        UPLOADING["prune"],
+        privacy={"mechanism": "client-dp"},
+        mechanisms={"client-dp": {"where": "hospital", "noise": 0.1}},
+    ),
     "a stream": merged(
         UPLOADING["prune"],
-        method="scaffold+ewc",
+        method="ewc",
         methods={"ewc": SUM},
         train={"stream": "hybrid", "rounds": 5, "consolidate_every": 2},
         data={"options": {"samples": 600}},
