@@ -136,9 +136,8 @@ def probe(config: Config, federation: Federation) -> list[str]:
     if config.model.weights:
         dynamic_net.load_weights(net, config.model.weights)
     wrong = [federation.names[k] for k in sorted(partition.noisy(config.partition, len(federation.names), config.seed))]
-    share = f"{100 * config.partition.noise:g} % of the labels that {', '.join(wrong)} trains on are wrong"
-    said = [f"note: {share} (partition.noisy)"] if wrong else []
-    return said + merge.cautions(config, plan.fewest())
+    said = f"note: {100 * config.partition.noise:g} % of the labels to train on are wrong in {', '.join(wrong)}"
+    return ([f"{said} (partition.noisy)"] if wrong else []) + merge.cautions(config, plan.fewest())
 
 
 def _identified(config: Config, samples: Samples) -> Config:
